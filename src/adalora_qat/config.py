@@ -1,0 +1,341 @@
+"""The configuration of a run: typed, frozen, checked whole before anything starts.
+
+A recipe is a YAML file with these sections; ``section.key=value`` on the command line
+overrides it. Every problem is reported at once, with the nearest known key for a typo.
+The resolved copy is written into each run folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adalora_qat.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """Which Segment Anything variant, and where its weights come from."""
+
+    variant: str = "litemedsam"
+    weights: str | None = None
+    """A file, a local folder or a Hub id; None takes the variant's published weights."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """``random`` exists for benchmarks and tests and is stamped on every result."""
+
+
+class PromptConfig(Section):
+    """The box prompt drawn from the truth in training and validation."""
+
+    target: str = "lung"
+    jitter_px: Annotated[int, Field(ge=0)] = 5
+    """Each box edge moves by a uniform integer in ±jitter_px, in model pixels."""
+    oracle: Fraction = 0.0
+    """Share of training samples with the exact box."""
+    whole_image: Fraction = 0.0
+    """Share of training samples with the whole image as box; the rest are jittered boxes."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> PromptConfig:
+        if self.oracle + self.whole_image > 1:
+            raise ValueError("oracle + whole_image are shares of one whole: at most 1 together")
+        return self
+
+
+class AugmentConfig(Section):
+    """Augmentation fit for radiographs; all ranges are symmetric around "no change"."""
+
+    enabled: bool = False
+    rotate_deg: Annotated[float, Field(ge=0, le=45)] = 7.0
+    shift: Fraction = 0.05
+    """Share of the side."""
+    scale: Fraction = 0.1
+    contrast: Fraction = 0.2
+    gamma: Fraction = 0.2
+    noise: Fraction = 0.02
+    """Standard deviation of Gaussian noise on a 0–1 image."""
+    blur_px: Annotated[float, Field(ge=0)] = 0.0
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip. Off by default: hearts are on the left, and a
+    flipped chest is a different finding (situs inversus), not a nuisance."""
+
+
+class DataConfig(Section):
+    """How samples are made from the manifest."""
+
+    prompt: PromptConfig = PromptConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+class RankStep(Section):
+    """At the end of ``epoch``, keep ``rank`` triplets per layer on average."""
+
+    epoch: Count
+    rank: Annotated[int, Field(ge=0)]
+
+
+class AdaptConfig(Section):
+    """Low-rank adaptation of the image encoder (paper, Sec. 2.2 and 2.3)."""
+
+    method: Literal["adalora", "lora", "none"] = "adalora"
+    targets: tuple[str, ...] = ("*.qkv",)
+    """fnmatch patterns over the encoder's module names; one that matches nothing raises."""
+    rank: Count = 48
+    """Start rank (AdaLoRA) or the rank (LoRA)."""
+    scaling: Positive = 1.0
+    """Factor on ΔW, stored with the adapter."""
+    schedule: tuple[RankStep, ...] = (
+        RankStep(epoch=3, rank=43),
+        RankStep(epoch=7, rank=37),
+        RankStep(epoch=12, rank=32),
+    )
+    schedule_epochs: Count = 15
+    """The epoch count the schedule is written for; it scales with ``stage1.epochs``."""
+    importance: Literal["paper", "peft"] = "paper"
+
+    @model_validator(mode="after")
+    def _schedule_falls(self) -> AdaptConfig:
+        rank, epoch = self.rank, 0
+        for step in self.schedule:
+            if step.epoch <= epoch:
+                raise ValueError(f"schedule epochs must rise: {step.epoch} after {epoch}")
+            if step.rank > rank:
+                raise ValueError(f"schedule ranks must not rise: {step.rank} after {rank}")
+            if step.epoch > self.schedule_epochs:
+                raise ValueError(
+                    f"schedule epoch {step.epoch} lies beyond schedule_epochs="
+                    f"{self.schedule_epochs}; prune earlier or lengthen the span"
+                )
+            rank, epoch = step.rank, step.epoch
+        return self
+
+    def pruning_at(self, epochs: int) -> dict[int, int]:
+        """Return {epoch (1-based): average rank}, the schedule scaled to ``epochs``.
+
+        Raises
+        ------
+        ConfigError
+            If so few epochs make two prunings fall on one.
+        """
+        if self.method != "adalora":
+            return {}
+        factor = epochs / self.schedule_epochs
+        scaled = {max(1, round(step.epoch * factor)): step.rank for step in self.schedule}
+        if len(scaled) != len(self.schedule):
+            raise ConfigError(
+                f"stage1.epochs={epochs} is too few for {len(self.schedule)} prunings at "
+                f"{[step.epoch for step in self.schedule]} of {self.schedule_epochs}; "
+                "use more epochs or a shorter adapt.schedule"
+            )
+        return scaled
+
+
+class Stage1Config(Section):
+    """Full-precision adaptation (paper, Eq. 2 and Sec. 2.3)."""
+
+    epochs: Annotated[int, Field(ge=0)] = 15
+    batch_size: Count = 16
+    accumulate: Count = 1
+    """Batches whose gradients are added before one optimizer step."""
+    encoder: Literal["adapters", "full", "frozen"] = "adapters"
+    decoder: Literal["full", "frozen"] = "full"
+    lr_encoder: Positive = 5e-5
+    lr_decoder: Positive = 2e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    lambda_ortho: Annotated[float, Field(ge=0)] = 0.003
+    clip_norm: Positive | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_decay: Literal["none", "cosine"] = "none"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of trained weights; 0 turns it off."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better validation Dice; None never stops."""
+
+
+class QuantizeConfig(Section):
+    """Selective mixed precision (paper, Eq. 3)."""
+
+    policy: str = "full"
+    """A built-in policy or a YAML file."""
+    per_channel: bool = False
+    """Per-channel weight scales; the paper's are per tensor."""
+    observer: Literal["minmax", "ema", "percentile", "mse"] = "minmax"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    calibration_batches: Count = 8
+
+
+class Stage2Config(Section):
+    """Quantization-aware fine-tuning (paper, Eq. 4): by default only Λ moves."""
+
+    epochs: Annotated[int, Field(ge=0)] = 5
+    batch_size: Count = 16
+    accumulate: Count = 1
+    train: tuple[Literal["lambda", "decoder", "scales"], ...] = ("lambda",)
+    lr_lambda: Positive = 1e-6
+    lr_decoder: Positive = 1e-5
+    lr_scales: Positive = 1e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Positive | None = None
+    patience: Count | None = None
+
+
+class ExportConfig(Section):
+    """The parity gate between the quantized model and its ONNX runtime."""
+
+    min_dice: Fraction = 0.995
+    min_pixel_agreement: Fraction = 0.999
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision of the forward pass; Λ, scales and optimizer state stay FP32."""
+    compile: bool = False
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    stage1: Stage1Config = Stage1Config()
+    quantize: QuantizeConfig = QuantizeConfig()
+    stage2: Stage2Config = Stage2Config()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> RunConfig:
+        if self.stage1.encoder == "adapters" and self.adapt.method == "none":
+            raise ValueError(
+                "stage1.encoder=adapters needs adapt.method=adalora or lora; "
+                "for decoder-only training set stage1.encoder=frozen"
+            )
+        if self.stage1.epochs:
+            self.adapt.pruning_at(self.stage1.epochs)
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    folder = resources.files("adalora_qat.recipes")
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe by name or path and apply ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found, one a line.
+    """
+    values = _read_recipe(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return validated(values, str(recipe))
+
+
+def validated(values: dict[str, Any], origin: str) -> RunConfig:
+    """Build a configuration from plain values, reporting every problem at once."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the configuration as YAML that ``load_config`` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError(f"recipe file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in recipe_names():
+        text = resources.files("adalora_qat.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8")
+    else:
+        near = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"unknown recipe {str(recipe)!r}{hint} (known: {', '.join(recipe_names())}, "
+            "or a path to a .yaml file)"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{recipe} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{recipe} must hold sections (a mapping), got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} must have the form section.key=value")
+    *sections, leaf = key.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        # YAML 1.1 reads 1e-3 as a string; a number is what a user means by it.
+        place[leaf] = _number(text) if _number(text) is not None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+
+
+def _number(text: str) -> float | int | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _known(problem["loc"][:-1]), n=1)
+        hint = (
+            f", did you mean {'.'.join([*map(str, problem['loc'][:-1]), near[0]])}?" if near else ""
+        )
+        return f"unknown key {where}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}={problem['input']!r}: {message}" if problem["loc"] else message
+
+
+def _known(location: Sequence[Any]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None:
+            return []
+        candidates = [field.annotation, *get_args(field.annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        section = nested[0]
+    return list(section.model_fields)

@@ -1,0 +1,54 @@
+"""What every segmenter in the house looks like from outside.
+
+NumPy only, so that the deployed runtime, the trained model and the peers of
+the study can share it without importing each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Masks for one image, one per box.
+
+    Attributes
+    ----------
+    masks : (N, H, W) bool, at the original size of the image.
+    scores : (N,) float32, the model's own estimate of the IoU of each mask, in [0, 1].
+    logits : (N, L, L) float32, in the model's frame, padding included.
+    boxes_xyxy_original : (N, 4) float32, the boxes that were used, in pixels of the original.
+    """
+
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    boxes_xyxy_original: NDArray[np.float32]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Segments an image given boxes."""
+
+    @property
+    def name(self) -> str:
+        """A short name for tables."""
+        ...
+
+    def predict(
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+    ) -> Prediction:
+        """Segment one image.
+
+        Parameters
+        ----------
+        image : (H, W) or (H, W, 3), any real dtype, grey or RGB.
+        boxes_xyxy_original : (N, 4), pixels of the original, or None for no prompt
+            (the whole image stands in as the box).
+        """
+        ...
