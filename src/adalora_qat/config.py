@@ -231,7 +231,7 @@ class RunConfig(Section):
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the package."""
-    folder = resources.files("adalora_qat.recipes")
+    folder = resources.files("adalora_qat").joinpath("recipes")
     return sorted(
         Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
     )
@@ -272,7 +272,9 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
             raise ConfigError(f"recipe file {path} does not exist")
         text = path.read_text(encoding="utf-8")
     elif str(recipe) in recipe_names():
-        text = resources.files("adalora_qat.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8")
+        text = (
+            resources.files("adalora_qat").joinpath("recipes", f"{recipe}.yaml").read_text("utf-8")
+        )
     else:
         near = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
