@@ -1,0 +1,144 @@
+"""One reader per public data set: folder on disk → records.
+
+Readers look at names only and open no image, so they are fast and cannot be hurt by a
+broken file; what is inside is the quality gate's business. Images without a mask are kept
+as records without masks (they can serve as unlabelled images); nothing is made up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from adalora_qat.data.reading import (
+    MaskIndex,
+    Reading,
+    Tally,
+    check_any_pair,
+    check_root,
+    folders_named,
+    image_files,
+    leave_other_files,
+    masks_of,
+    missing,
+    need_folder,
+)
+from adalora_qat.data.records import Record
+from adalora_qat.errors import DataError
+
+Reader = Callable[[Path], Reading]
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "cxrpng", "cxr", "all247images", "pngs")
+MASK_FOLDERS = ("masks", "mask", "labels", "groundtruths", "groundtruth")
+ORGAN_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "left_lung": ("leftlung", "leftlungs", "leftmask", "leftlungmask", "leftlungmasks"),
+    "right_lung": ("rightlung", "rightlungs", "rightmask", "rightlungmask", "rightlungmasks"),
+    "heart": ("heart", "hearts", "heartmask", "heartmasks"),
+}
+
+
+def read_source(name: str, root: Path) -> Reading:
+    """Read a data set by the name of its reader.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown or the folder is not laid out as that set is published.
+    """
+    if name not in SOURCES:
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(sorted(SOURCES))}")
+    return SOURCES[name](Path(root))
+
+
+def read_jsrt(root: Path) -> Reading:
+    """Read JSRT: one image per patient; lung and heart masks of the SCR database.
+
+    Layout: ``images/JPC(LN|NN)###.*`` and ``masks/{left_lung,right_lung,heart}/``, or the
+    SCR archive's ``fold*/masks/left lung/``. Left is the patient's left, as in SCR.
+    """
+
+    def describe(stem: str) -> tuple[str, str] | None:
+        match = re.fullmatch(r"jpc(ln|nn)(\d{3})", stem)
+        labels = {"ln": "nodule", "nn": "non-nodule"}
+        return (stem.upper(), labels[match[1]]) if match else None
+
+    return _read_named(root, "jsrt", _organ_masks(root, "jsrt", 3), describe)
+
+
+def read_shenzhen(root: Path) -> Reading:
+    """Read Shenzhen: one image per patient, mask of both lungs where one was drawn.
+
+    Layout: ``images`` (or ``CXR_png``) and ``masks`` (or ``mask``) with
+    ``CHNCXR_####_#[_mask]``; the last digit is 1 for tuberculosis.
+    """
+    masks = {"lung": _lung_masks(root, "shenzhen")}
+    return _read_named(root, "shenzhen", masks, _nlm_name("chncxr"))
+
+
+def read_phantom(root: Path) -> Reading:
+    """Read a folder that ``data/phantom.py`` wrote: every image is a patient of its own."""
+    masks = _organ_masks(root, "phantom", 3)
+    return _read_named(root, "phantom", masks, lambda stem: (stem, "phantom"))
+
+
+def _read_named(
+    root: Path,
+    source: str,
+    masks: Mapping[str, MaskIndex],
+    describe: Callable[[str], tuple[str, str] | None],
+) -> Reading:
+    """Read a set whose file names give patient and label.
+
+    ``describe`` maps the lower-case stem of an image to (patient, label), or to None for a
+    name that is not of this set.
+    """
+    folder = need_folder(source, root, IMAGE_FOLDERS, "images")
+    tally = Tally(source, root)
+    for path in image_files(folder):
+        described = describe(path.stem.lower())
+        if described is None:
+            tally.leave(path, f"not named like an image of {source}")
+            continue
+        patient, label = described
+        own = masks_of(path.stem.lower(), masks)
+        tally.use(Record(f"{source}/{path.stem}", source, path, own, label, patient))
+    leave_other_files(tally, folder)
+    check_any_pair(tally, masks)
+    tally.leave_orphans(masks, (p for record in tally.records for p in record.masks.values()))
+    return tally.reading()
+
+
+def _organ_masks(root: Path, source: str, at_least: int) -> dict[str, MaskIndex]:
+    check_root(source, root)
+    found = {kind: folders_named(root, names, 4) for kind, names in ORGAN_FOLDERS.items()}
+    found = {kind: folders for kind, folders in found.items() if folders}
+    if len(found) < at_least:
+        wanted = ", ".join(list(ORGAN_FOLDERS)[:at_least])
+        raise missing(source, root, f"mask folders {wanted} (found: {', '.join(found) or 'none'})")
+    return {kind: MaskIndex(folders) for kind, folders in found.items()}
+
+
+def _lung_masks(root: Path, source: str) -> MaskIndex:
+    folder = need_folder(source, root, MASK_FOLDERS, "lung masks")
+    # Kaggle's copy nests mask/mask.
+    inner = folders_named(folder, MASK_FOLDERS, 1)
+    return MaskIndex(inner, key=lambda stem: stem.lower().removesuffix("_mask"))
+
+
+def _nlm_name(prefix: str) -> Callable[[str], tuple[str, str] | None]:
+    """Return the reader of the National Library of Medicine's names, ``PREFIX_####_#``."""
+
+    def describe(stem: str) -> tuple[str, str] | None:
+        match = re.fullmatch(rf"({prefix}_\d{{4}})_([01])", stem)
+        labels = {"0": "normal", "1": "tuberculosis"}
+        return (match[1].upper(), labels[match[2]]) if match else None
+
+    return describe
+
+
+SOURCES: Mapping[str, Reader] = {
+    "jsrt": read_jsrt,
+    "phantom": read_phantom,
+    "shenzhen": read_shenzhen,
+}
