@@ -1,0 +1,129 @@
+"""What a reader of the film would measure from the masks: heart size, lung area, agreement.
+
+Legend: H W pixels of the original image; a mask is (H, W) bool; a film is seen upright, so
+columns run across the patient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage, stats
+
+from adalora_qat.errors import DataError
+
+Mask = NDArray[np.bool_]
+
+
+def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
+    """Return the cardiothoracic ratio from masks, or NaN if one of them is empty.
+
+    The greatest transverse diameter of the heart over the greatest internal diameter of the
+    thorax (Danzer 1919, Am J Med Sci 157:513). The heart's diameter adds its reach to the
+    left and to the right of the midline, which may lie at different heights: the extent of
+    its mask over all rows. The thorax is measured along one horizontal line: the widest
+    span of a row from the outer edge of one lung to that of the other.
+
+    Parameters
+    ----------
+    heart : (H, W) bool.
+    lungs : (H, W) bool, both lungs. The pixel spacing cancels.
+
+    Raises
+    ------
+    DataError
+        If the masks differ in size.
+    """
+    if heart.shape != lungs.shape:
+        raise DataError(f"heart {heart.shape} and lungs {lungs.shape} must be of one size")
+    if not heart.any() or not lungs.any():
+        return math.nan
+    columns = np.flatnonzero(heart.any(axis=0))
+    filled = lungs[lungs.any(axis=1)]
+    first = filled.argmax(axis=1)
+    last = filled.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
+    return float((columns[-1] - columns[0] + 1) / (last - first + 1).max())
+
+
+def area_mm2(mask: Mask, spacing_mm: tuple[float, float] | None) -> float:
+    """Return the area of a mask in mm², NaN where the (row, column) spacing is unknown."""
+    if spacing_mm is None:
+        return math.nan
+    return float(np.count_nonzero(mask) * spacing_mm[0] * spacing_mm[1])
+
+
+def component_count(mask: Mask) -> int:
+    """Return the number of connected components; pixels that touch at a corner connect."""
+    return int(ndimage.label(mask, structure=np.ones((3, 3)))[1])
+
+
+@dataclass(frozen=True)
+class BlandAltman:
+    """Agreement of two measurements of one quantity (Bland & Altman 1986, Lancet 327:307).
+
+    Attributes
+    ----------
+    mean, difference : (n,) float64, per case: (prediction + truth)/2, prediction − truth.
+    n, dropped : cases used, and cases left out because a value was not finite.
+    bias, sd : mean and sample deviation of the differences.
+    lower, upper : 95 % limits of agreement, bias ∓ 1.96 sd.
+    bias_interval, lower_interval, upper_interval : 95 % confidence intervals, with standard
+        errors sd/√n and √3·sd/√n as in that paper.
+
+    All but ``n``, ``dropped`` and ``bias`` are NaN for fewer than two cases.
+    """
+
+    mean: NDArray[np.float64]
+    difference: NDArray[np.float64]
+    n: int
+    dropped: int
+    bias: float
+    sd: float
+    lower: float
+    upper: float
+    bias_interval: tuple[float, float]
+    lower_interval: tuple[float, float]
+    upper_interval: tuple[float, float]
+
+
+def bland_altman(truth: ArrayLike | Sequence[float], prediction: ArrayLike) -> BlandAltman:
+    """Return the agreement of predicted with true values, case by case.
+
+    Parameters
+    ----------
+    truth, prediction : (n,) numbers; a pair with a value that is not finite is counted in
+        ``dropped``.
+
+    Raises
+    ------
+    DataError
+        If the two are not equally long.
+    """
+    true, predicted = (np.asarray(values, dtype=np.float64) for values in (truth, prediction))
+    if true.ndim != 1 or true.shape != predicted.shape:
+        raise DataError(f"truth {true.shape} and prediction {predicted.shape} must pair one to one")
+    kept = np.isfinite(true) & np.isfinite(predicted)
+    true, predicted = true[kept], predicted[kept]
+    difference, n = predicted - true, int(kept.sum())
+    bias = float(difference.mean()) if n else math.nan
+    sd = float(difference.std(ddof=1)) if n > 1 else math.nan
+    lower, upper = bias - 1.96 * sd, bias + 1.96 * sd
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
+    wide = math.sqrt(3) * half
+    return BlandAltman(
+        mean=(true + predicted) / 2,
+        difference=difference,
+        n=n,
+        dropped=int(kept.size - n),
+        bias=bias,
+        sd=sd,
+        lower=lower,
+        upper=upper,
+        bias_interval=(bias - half, bias + half),
+        lower_interval=(lower - wide, lower + wide),
+        upper_interval=(upper - wide, upper + wide),
+    )

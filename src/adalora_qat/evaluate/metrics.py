@@ -1,0 +1,431 @@
+"""Agreement of two masks: overlap, contour distance, boundary overlap.
+
+Legend: T truth, P prediction, H W pixels of the original image; a mask is (H, W) bool.
+Distances are between contour elements and in pixels unless a spacing (row, column) is given.
+
+Where the definitions in use differ
+-----------------------------------
+Contours. DeepMind's surface-distance puts contour elements on pixel *corners* (every 2×2
+neighbourhood that is neither empty nor full) and weighs each with the length of the contour
+in it; MONAI does the same with ``use_subvoxels=True``. MONAI's default, medpy and most
+challenge code take the *pixels* that an erosion removes, all of weight one. This module
+uses corners and lengths throughout, so its NSD equals surface-distance and MONAI's subvoxel
+mode, its HD95 equals surface-distance's ``compute_robust_hausdorff``, its ASSD the
+length-weighted mean over both contours. MONAI's HD95 and ASSD lie within about one pixel
+of these (other contour points, no weights, an interpolated percentile) and are not equal.
+SciPy's ``directed_hausdorff`` on the corner points is HD100 and equals ``hausdorff`` at 100.
+
+NSD of a one-slice volume (``nsd_medsam_2px``). surface-distance in 3-D counts the two flat
+faces of the slice as surface, so that every pixel of the area counts and the contour hardly
+does: it is nearer to a Dice of the areas, lenient by the tolerance, than to a contour
+measure. The two NSDs of one pair can be 0.99 and 0.40. Never compare one with the other.
+
+HD95 is the larger of the two directed 95th percentiles (surface-distance, MONAI), not the
+percentile of both pooled (medpy).
+
+Empty masks
+-----------
+Both empty: agreement is complete; every score is 1 and every distance 0. Exactly one empty:
+every score is 0 and every distance is the image's diagonal, the largest possible, so that a
+model that finds nothing is never rewarded by a dropped case. The libraries say otherwise
+(surface-distance and MONAI: NaN or infinity; the MedSAM script: NSD 0 if both are empty).
+Tables count these cases in the column ``empty``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from adalora_qat.errors import DataError
+
+Mask = NDArray[np.bool_]
+Spacing = tuple[float, float]
+
+TOLERANCE = 2.0
+"""Of both NSD variants: 2 px as in the MedSAM protocol, and 2 mm where spacing is known."""
+MEDSAM_MIN_DICE = 0.2
+BOUNDARY_SHARE = 0.02
+"""Width of the boundary band over the image diagonal (Cheng et al. 2021, Sec. 5.1)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How to show and compare one column of the per-case table."""
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    definition: str
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "dsc": Metric("DSC", "", True, "2|T∩P|/(|T|+|P|)"),
+        "iou": Metric("IoU", "", True, "|T∩P|/|T∪P|"),
+        "nsd_deepmind2d_2px": Metric(
+            "NSD (surface-distance 2-D, 2 px)", "", True, "contour length within 2 px"
+        ),
+        "nsd_medsam_2px": Metric(
+            "NSD (MedSAM protocol, 2 px)", "", True, "one-slice volume, 0 where DSC ≤ 0.2"
+        ),
+        "nsd_deepmind2d_2mm": Metric(
+            "NSD (surface-distance 2-D, 2 mm)", "", True, "contour length within 2 mm"
+        ),
+        "hd95_px": Metric("HD95 (px)", "px", False, "95th percentile contour distance"),
+        "hd95_mm": Metric("HD95 (mm)", "mm", False, "95th percentile contour distance"),
+        "assd_px": Metric("ASSD (px)", "px", False, "mean symmetric contour distance"),
+        "assd_mm": Metric("ASSD (mm)", "mm", False, "mean symmetric contour distance"),
+        "precision": Metric("Precision", "", True, "|T∩P|/|P|"),
+        "recall": Metric("Recall", "", True, "|T∩P|/|T|"),
+        "boundary_iou": Metric("Boundary IoU (2 % of diagonal)", "", True, "IoU of inner bands"),
+    }
+)
+"""Every metric of ``case_metrics``, in the order of the table."""
+
+
+def dice(truth: Mask, prediction: Mask) -> float:
+    """Return 2|T∩P|/(|T|+|P|) (Dice 1945, "coincidence index"; Sørensen 1948)."""
+    return _overlaps(*_checked(truth, prediction))["dsc"]
+
+
+def iou(truth: Mask, prediction: Mask) -> float:
+    """Return |T∩P|/|T∪P| (Jaccard 1912)."""
+    return _overlaps(*_checked(truth, prediction))["iou"]
+
+
+def precision(truth: Mask, prediction: Mask) -> float:
+    """Return |T∩P|/|P|, the share of the prediction that is right."""
+    return _overlaps(*_checked(truth, prediction))["precision"]
+
+
+def recall(truth: Mask, prediction: Mask) -> float:
+    """Return |T∩P|/|T|, the share of the truth that is found."""
+    return _overlaps(*_checked(truth, prediction))["recall"]
+
+
+def nsd_surface_distance_2d(
+    truth: Mask, prediction: Mask, tolerance: float = TOLERANCE, spacing: Spacing = (1.0, 1.0)
+) -> float:
+    """Return the normalised surface Dice in 2-D, as DeepMind's surface-distance defines it.
+
+    The share of both contours, by length, that lies within ``tolerance`` of the other
+    contour (Nikolov et al. 2021, "Clinically applicable segmentation of head and neck
+    anatomy", J Med Internet Res 23(7), surface DSC).
+
+    Parameters
+    ----------
+    truth, prediction : (H, W) bool.
+    tolerance : in the unit of ``spacing``.
+    spacing : of rows and columns; (1, 1) measures in pixels.
+    """
+    truth, prediction = _checked(truth, prediction)
+    _check_spacing(spacing)
+    empty = _empty_value(truth, prediction, worst=0.0, best=1.0)
+    return contour_distances(truth, prediction, spacing).nsd(tolerance) if empty is None else empty
+
+
+def nsd_medsam(truth: Mask, prediction: Mask, tolerance: float = TOLERANCE) -> float:
+    """Return the NSD of the MedSAM protocol (LiteMedSAM, ``evaluation/compute_metrics.py``).
+
+    The 2-D mask as a volume of one slice, spacing 1, surface-distance in 3-D; zero where
+    DSC ≤ 0.2. The surfaces of both faces of the slice are alike, so one is counted; on it,
+    every corner that touches a foreground pixel is a surface element.
+    """
+    truth, prediction = _checked(truth, prediction)
+    return _nsd_medsam(*_crop(truth, prediction), tolerance)
+
+
+def hd95(truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)) -> float:
+    """Return the 95th percentile Hausdorff distance, in the unit of ``spacing``.
+
+    The larger of the two directed percentiles over the length of each contour
+    (Huttenlocher et al. 1993, Eq. 5, with the percentile of surface-distance).
+    """
+    truth, prediction = _checked(truth, prediction)
+    _check_spacing(spacing)
+    empty = _empty_value(truth, prediction, worst=_diagonal(truth.shape, spacing), best=0.0)
+    return contour_distances(truth, prediction, spacing).hausdorff(95) if empty is None else empty
+
+
+def assd(truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)) -> float:
+    """Return the average symmetric surface distance, in the unit of ``spacing``.
+
+    The length-weighted mean distance over both contours together (Heimann et al. 2009,
+    Sec. III-B, with contour lengths in place of the count of surface voxels).
+    """
+    truth, prediction = _checked(truth, prediction)
+    _check_spacing(spacing)
+    empty = _empty_value(truth, prediction, worst=_diagonal(truth.shape, spacing), best=0.0)
+    return contour_distances(truth, prediction, spacing).mean() if empty is None else empty
+
+
+def boundary_iou(truth: Mask, prediction: Mask, share: float = BOUNDARY_SHARE) -> float:
+    """Return the boundary IoU (Cheng et al. 2021, Eq. 1).
+
+    IoU of the pixels of each mask within d of its own contour, d = ``share`` of the image
+    diagonal, at least one pixel, distance by the 3×3 neighbourhood (chessboard) as in the
+    authors' code. The image's edge counts as contour.
+    """
+    truth, prediction = _checked(truth, prediction)
+    return _boundary_iou(*_crop(truth, prediction), band_px(truth.shape, share))
+
+
+def band_px(shape: tuple[int, ...], share: float = BOUNDARY_SHARE) -> int:
+    """Return the width in pixels of the boundary band of an image of (H, W)."""
+    return max(1, round(share * math.hypot(shape[0], shape[1])))
+
+
+def case_metrics(
+    truth: Mask, prediction: Mask, spacing_mm: Spacing | None = None
+) -> dict[str, float]:
+    """Return every metric of one case; the expensive pass over the contours is made once.
+
+    Parameters
+    ----------
+    truth, prediction : (H, W) bool, at the original size of the image.
+    spacing_mm : (row, column) pixel spacing; adds the metrics in millimetres.
+
+    Returns
+    -------
+    Name → value, names as in ``METRICS`` (those ending in ``mm`` only with a spacing).
+
+    Raises
+    ------
+    DataError
+        If the masks are not (H, W) bool of one size, or the spacing is not positive.
+    """
+    truth, prediction = _checked(truth, prediction)
+    if spacing_mm is not None:
+        _check_spacing(spacing_mm)
+    cropped = _crop(truth, prediction)
+    values = _overlaps(*cropped)
+    values["nsd_medsam_2px"] = _nsd_medsam(*cropped, TOLERANCE)
+    values["boundary_iou"] = _boundary_iou(*cropped, band_px(truth.shape))
+    pixels = contour_distances(*cropped)
+    values |= _distance_metrics(pixels, truth, prediction, (1.0, 1.0), "px")
+    if spacing_mm is not None:
+        row, column = spacing_mm
+        in_mm = pixels.scaled(row) if row == column else contour_distances(*cropped, spacing_mm)
+        values |= _distance_metrics(in_mm, truth, prediction, spacing_mm, "mm")
+    return {name: values[name] for name in METRICS if name in values}
+
+
+@dataclass(frozen=True)
+class ContourDistances:
+    """Distances between two contours: the expensive pass; its methods only reduce.
+
+    Attributes
+    ----------
+    truth_to_prediction, prediction_to_truth : (n,) (m,) float64, from each contour element
+        to the nearest element of the other contour.
+    truth_lengths, prediction_lengths : (n,) (m,) float64, length of the contour per element.
+    """
+
+    truth_to_prediction: NDArray[np.float64]
+    prediction_to_truth: NDArray[np.float64]
+    truth_lengths: NDArray[np.float64]
+    prediction_lengths: NDArray[np.float64]
+
+    def nsd(self, tolerance: float) -> float:
+        """Return the share of both contours within ``tolerance`` of the other."""
+        within = self.truth_lengths[self.truth_to_prediction <= tolerance].sum()
+        within += self.prediction_lengths[self.prediction_to_truth <= tolerance].sum()
+        return float(within / self._total())
+
+    def hausdorff(self, percent: float) -> float:
+        """Return the larger directed percentile; 100 is the Hausdorff distance."""
+        return max(
+            _weighted_percentile(self.truth_to_prediction, self.truth_lengths, percent),
+            _weighted_percentile(self.prediction_to_truth, self.prediction_lengths, percent),
+        )
+
+    def mean(self) -> float:
+        """Return the length-weighted mean over both contours."""
+        total = self.truth_to_prediction @ self.truth_lengths
+        total += self.prediction_to_truth @ self.prediction_lengths
+        return float(total / self._total())
+
+    def scaled(self, factor: float) -> ContourDistances:
+        """Return the same distances in another unit."""
+        return ContourDistances(
+            self.truth_to_prediction * factor,
+            self.prediction_to_truth * factor,
+            self.truth_lengths * factor,
+            self.prediction_lengths * factor,
+        )
+
+    def _total(self) -> float:
+        return float(self.truth_lengths.sum() + self.prediction_lengths.sum())
+
+
+def contour_distances(
+    truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)
+) -> ContourDistances:
+    """Measure the distances between the contours of two masks; arrays are empty if one is.
+
+    A k-d tree over the contour elements is exact like a distance transform, takes any
+    spacing, and at 512 × 512 is ten times faster: contours are thin.
+    """
+    lengths = _contour_lengths(spacing)
+    codes = [_neighbour_codes(mask) for mask in _crop(truth, prediction)]
+    contours = [np.nonzero((code != 0) & (code != 15)) for code in codes]
+    points = [np.stack(contour, axis=1) * np.asarray(spacing) for contour in contours]
+    if not len(points[0]) or not len(points[1]):
+        nothing = np.zeros(0)
+        return ContourDistances(nothing, nothing, nothing, nothing)
+    trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
+    return ContourDistances(
+        trees[1].query(points[0])[0],
+        trees[0].query(points[1])[0],
+        lengths[codes[0][contours[0]]],
+        lengths[codes[1][contours[1]]],
+    )
+
+
+def _distance_metrics(
+    distances: ContourDistances, truth: Mask, prediction: Mask, spacing: Spacing, unit: str
+) -> dict[str, float]:
+    names = (f"nsd_deepmind2d_2{unit}", f"hd95_{unit}", f"assd_{unit}")
+    score = _empty_value(truth, prediction, worst=0.0, best=1.0)
+    if score is None:
+        values = (distances.nsd(TOLERANCE), distances.hausdorff(95), distances.mean())
+    else:
+        far = 0.0 if score else _diagonal(truth.shape, spacing)
+        values = (score, far, far)
+    return dict(zip(names, values, strict=True))
+
+
+def _overlaps(truth: Mask, prediction: Mask) -> dict[str, float]:
+    both = int(np.count_nonzero(truth & prediction))
+    true, predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(prediction))
+    empty = _empty_value(truth, prediction, worst=0.0, best=1.0)
+    if empty is not None:
+        return dict.fromkeys(("dsc", "iou", "precision", "recall"), empty)
+    return {
+        "dsc": 2 * both / (true + predicted),
+        "iou": both / (true + predicted - both),
+        "precision": both / predicted,
+        "recall": both / true,
+    }
+
+
+def _nsd_medsam(truth: Mask, prediction: Mask, tolerance: float) -> float:
+    overlap = _overlaps(truth, prediction)["dsc"]
+    if overlap <= MEDSAM_MIN_DICE or not truth.any():
+        return 1.0 if overlap == 1 else 0.0
+    codes = [_neighbour_codes(mask) for mask in (truth, prediction)]
+    areas = [_ONE_SLICE_AREAS[code] for code in codes]
+    surfaces = [(code != 0).astype(np.uint8) for code in codes]
+    # "Within the tolerance of the other surface" is that surface grown by a disk.
+    reach = math.floor(tolerance)
+    steps = np.arange(-reach, reach + 1) ** 2
+    disk = (np.add.outer(steps, steps) <= tolerance**2).astype(np.uint8)
+    near = [cv2.dilate(s, disk, borderType=cv2.BORDER_CONSTANT, borderValue=0) for s in surfaces]
+    within = areas[0][near[1] > 0].sum() + areas[1][near[0] > 0].sum()
+    return float(within / (areas[0].sum() + areas[1].sum()))
+
+
+def _boundary_iou(truth: Mask, prediction: Mask, width: int) -> float:
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    bands = []
+    for mask in (truth, prediction):
+        pixels = mask.astype(np.uint8)
+        # The crop's outside is background, and so is the image's.
+        inner = cv2.erode(pixels, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        bands.append(mask & (inner == 0))
+    return _overlaps(bands[0], bands[1])["iou"]
+
+
+def _neighbour_codes(mask: Mask) -> NDArray[np.uint8]:
+    """Return (H+1, W+1): for each pixel corner, its four pixels as bits (row by row, 8 to 1)."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    return np.asarray(
+        8 * padded[:-1, :-1] + 4 * padded[:-1, 1:] + 2 * padded[1:, :-1] + padded[1:, 1:],
+        dtype=np.uint8,
+    )
+
+
+def _contour_lengths(spacing: Spacing) -> NDArray[np.float64]:
+    """Return the contour length inside a 2×2 neighbourhood, by its code (marching squares)."""
+    row, column = spacing
+    corner = 0.5 * math.hypot(row, column)
+    lengths = np.full(16, corner)
+    lengths[[0b0000, 0b1111]] = 0
+    lengths[[0b0011, 0b1100]] = column
+    lengths[[0b0101, 0b1010]] = row
+    lengths[[0b0110, 0b1001]] = 2 * corner
+    return lengths
+
+
+def _one_slice_areas() -> NDArray[np.float64]:
+    """Return the surface inside 2×2×2 voxels, one layer empty, by the code of the other.
+
+    Marching cubes with unit spacing: one corner cut off is an equilateral triangle of side
+    √½, two neighbours a strip 1 × √½, a full layer a unit square; three corners are a right
+    triangle with legs 1 and three such equilateral ones.
+    """
+    triangle = math.sqrt(3) / 8
+    by_count = [0, triangle, math.sqrt(0.5), 0.5 + 3 * triangle, 1]
+    areas = np.array([by_count[code.bit_count()] for code in range(16)])
+    areas[[0b0110, 0b1001]] = 2 * triangle  # two opposite corners do not touch
+    return areas
+
+
+_ONE_SLICE_AREAS = _one_slice_areas()
+
+
+def _weighted_percentile(
+    distances: NDArray[np.float64], weights: NDArray[np.float64], percent: float
+) -> float:
+    """Return the first distance at which ``percent`` of the weight is reached."""
+    order = np.lexsort((weights, distances))
+    reached = np.cumsum(weights[order]) / np.sum(weights)
+    index = min(int(np.searchsorted(reached, percent / 100)), len(order) - 1)
+    return float(distances[order[index]])
+
+
+def _empty_value(truth: Mask, prediction: Mask, *, worst: float, best: float) -> float | None:
+    empty = int(not truth.any()) + int(not prediction.any())
+    return (None, worst, best)[empty]
+
+
+def _diagonal(shape: tuple[int, ...], spacing: Spacing) -> float:
+    return math.hypot(shape[0] * spacing[0], shape[1] * spacing[1])
+
+
+def _crop(truth: Mask, prediction: Mask) -> tuple[Mask, Mask]:
+    union = truth | prediction
+    rows, columns = (np.flatnonzero(union.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return truth[:1, :1], prediction[:1, :1]
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return truth[box], prediction[box]
+
+
+def _checked(truth: Any, prediction: Any) -> tuple[Mask, Mask]:
+    for name, mask in (("truth", truth), ("prediction", prediction)):
+        is_array = isinstance(mask, np.ndarray)
+        if not is_array or mask.ndim != 2 or mask.dtype != np.bool_ or not mask.size:
+            given = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"
+            raise DataError(f"{name} must be an array (H, W) of bool, got {given.strip()}")
+    if truth.shape != prediction.shape:
+        raise DataError(
+            f"truth is {truth.shape[0]}x{truth.shape[1]} and prediction "
+            f"{prediction.shape[0]}x{prediction.shape[1]} pixels (height x width); "
+            "compare both at the original size of the image"
+        )
+    return truth, prediction
+
+
+def _check_spacing(spacing: Spacing) -> None:
+    if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise DataError(f"spacing {spacing} must be two positive numbers (row, column)")
