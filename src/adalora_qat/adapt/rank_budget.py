@@ -1,0 +1,324 @@
+"""One rank budget for all adapted layers: importance, pruning, compaction.
+
+A triplet i of a layer is its (P[:, i], λ[i], Q[i, :]). Its importance is
+I_i = |λ_i| · |∂L/∂λ_i|  (paper, Sec. 2.2), summed over the steps since the last pruning.
+L may be the whole loss of Eq. 2: the orthogonality penalty does not involve Λ, so ∂L/∂λ is that
+of the task loss.
+
+In a training step: backward → unscale → finite check → ``accumulate`` → clip → optimizer →
+``after_step`` → zero grad. At the end of a pruning epoch: ``prune``, then ``compact``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS, SVDLinear
+from adalora_qat.errors import CheckpointError, ConfigError, TrainingError
+from adalora_qat.files import write_text
+
+Adapters = Mapping[str, SVDLinear]
+
+
+@dataclass(frozen=True)
+class RankEvent:
+    """What one pruning did.
+
+    Attributes
+    ----------
+    epoch, step : when, 1-based epoch and count of optimizer steps.
+    mean_rank : the budget, triplets per layer on average.
+    ranks_before, ranks : layer → active triplets.
+    importance : layer → sum of the importances of its triplets before the pruning.
+    """
+
+    epoch: int
+    step: int
+    mean_rank: int
+    ranks_before: dict[str, int]
+    ranks: dict[str, int]
+    importance: dict[str, float]
+
+
+class RankBudget:
+    """The running importance of every triplet, and the record of what was pruned.
+
+    Attributes
+    ----------
+    importance : layer → (R,) FP32, accumulated since the last pruning.
+    steps : optimizer steps accumulated since the last pruning.
+    history : one event for each pruning, oldest first.
+    """
+
+    def __init__(self, adapters: Adapters) -> None:
+        self.importance = {name: torch.zeros_like(a.lam) for name, a in adapters.items()}
+        self.steps = 0
+        self.history: list[RankEvent] = []
+
+    def accumulate(self, adapters: Adapters) -> None:
+        """Add this step's |λ|·|∂L/∂λ|, read from ``lam.grad``.
+
+        Gradients must be unscaled, unclipped and synchronised over processes, which is the case
+        after the last backward of an accumulated step and before clipping.
+
+        Raises
+        ------
+        TrainingError
+            If a gradient is missing or not finite; names the layer. Nothing is added then.
+        """
+        fresh = {name: step_importance(name, a) for name, a in adapters.items()}
+        _check_finite(fresh)
+        for name, score in fresh.items():
+            self.importance[name] += score
+        self.steps += 1
+
+    def prune(
+        self, adapters: Adapters, mean_rank: int, *, epoch: int = 0, step: int = 0
+    ) -> RankEvent:
+        """Keep the ``mean_rank · n_layers`` most important of all active triplets.
+
+        Sets masks (those of process 0 everywhere), zeroes pruned λ, records the event and starts
+        the accumulation anew. A pruned triplet never comes back.
+
+        Raises
+        ------
+        ConfigError
+            If the budget is negative or above what is left: ranks only fall.
+        """
+        masks = {name: a.mask for name, a in adapters.items()}
+        before = ranks(adapters)
+        _check_budget(mean_rank, before)
+        kept = global_masks(self.importance, masks, mean_rank * len(adapters))
+        for name, adapter in adapters.items():
+            adapter.mask.copy_(kept[name])
+        broadcast_masks(adapters)
+        zero_pruned(adapters)
+        layer_importance = {name: float(score.sum()) for name, score in self.importance.items()}
+        event = RankEvent(epoch, step, mean_rank, before, ranks(adapters), layer_importance)
+        self.history.append(event)
+        self.importance = {name: torch.zeros_like(a.lam) for name, a in adapters.items()}
+        self.steps = 0
+        return event
+
+    def compact(self, adapters: Adapters, optimizer: torch.optim.Optimizer | None) -> None:
+        """Drop pruned triplets from memory: adapters, optimizer state and importance."""
+        for name, kept in compact(adapters, optimizer).items():
+            self.importance[name] = self.importance[name][kept]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the accumulation as tensors; ``history`` is saved apart, as JSON."""
+        state = {f"importance.{name}": score.clone() for name, score in self.importance.items()}
+        return {**state, "steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the accumulation.
+
+        Raises
+        ------
+        CheckpointError
+            If the layers or ranks differ from those of the adapters this was built with.
+        """
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        own = {key: tuple(tensor.shape) for key, tensor in self.state_dict().items()}
+        if shapes != own:
+            odd = sorted(set(shapes.items()) ^ set(own.items()))[:4]
+            raise CheckpointError(f"rank budget of another model or allocation; differing: {odd}")
+        for name, score in self.importance.items():
+            score.copy_(state[f"importance.{name}"])
+        self.steps = int(state["steps"])
+
+    def history_json(self) -> list[dict[str, Any]]:
+        """Return the history as plain JSON values."""
+        return [asdict(event) for event in self.history]
+
+    def load_history(self, events: list[dict[str, Any]]) -> None:
+        """Restore the history from ``history_json``."""
+        self.history = [RankEvent(**event) for event in events]
+
+
+def step_importance(name: str, adapter: SVDLinear) -> Tensor:
+    """Return |λ|·|∂L/∂λ|, (R,) FP32, zero for pruned triplets (paper, Sec. 2.2).
+
+    Raises
+    ------
+    TrainingError
+        If λ has no gradient.
+    """
+    if adapter.lam.grad is None:
+        raise TrainingError(
+            f"adapter {name} has no gradient on Λ: it must be trainable, take part in the "
+            "forward pass, and be read after backward and before the gradients are zeroed"
+        )
+    return (adapter.lam.detach() * adapter.lam.grad).abs()
+
+
+def global_masks(
+    scores: Mapping[str, Tensor], active: Mapping[str, Tensor], budget: int
+) -> dict[str, Tensor]:
+    """Return masks that keep the ``budget`` best of all active triplets of all layers.
+
+    Ties are broken by triplet index, then by layer name: of equals, low indices stay, which
+    spreads them evenly over the layers, and the result does not depend on the module order.
+    """
+    names = sorted(scores)
+    triplets = [
+        (-value, index, name)
+        for name in names
+        for index, (value, alive) in enumerate(
+            zip(scores[name].tolist(), active[name].tolist(), strict=True)
+        )
+        if alive
+    ]
+    kept = {name: torch.zeros(scores[name].shape, dtype=torch.bool) for name in names}
+    for _, index, name in sorted(triplets)[:budget]:
+        kept[name][index] = True
+    return {name: kept[name].to(active[name].device) for name in scores}
+
+
+def ranks(adapters: Adapters) -> dict[str, int]:
+    """Return layer → number of active triplets."""
+    return {name: adapter.active_rank for name, adapter in adapters.items()}
+
+
+@torch.no_grad()
+def broadcast_masks(adapters: Adapters, source: int = 0) -> None:
+    """Give every process the masks of process ``source``; alone, do nothing."""
+    if not (dist.is_available() and dist.is_initialized()) or not adapters:
+        return
+    names = sorted(adapters)
+    flat = torch.cat([adapters[name].mask for name in names]).to(torch.uint8)
+    dist.broadcast(flat, source)
+    masks = torch.split(flat, [adapters[name].rank for name in names])
+    for name, mask in zip(names, masks, strict=True):
+        adapters[name].mask.copy_(mask.bool())
+
+
+@torch.no_grad()
+def zero_pruned(adapters: Adapters) -> None:
+    """Set λ to zero where a triplet is pruned."""
+    for adapter in adapters.values():
+        adapter.lam.masked_fill_(~adapter.mask, 0)
+
+
+@torch.no_grad()
+def after_step(adapters: Adapters, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Keep pruned triplets pruned: zero their λ and forget their optimizer moments.
+
+    The last link of a step. Their gradients are zero by construction, but momentum from before
+    the pruning would still move λ.
+    """
+    zero_pruned(adapters)
+    if optimizer is None:
+        return
+    for adapter in adapters.values():
+        for value in optimizer.state.get(adapter.lam, {}).values():
+            if isinstance(value, Tensor) and value.shape == adapter.lam.shape:
+                value.masked_fill_(~adapter.mask.to(value.device), 0)
+
+
+@torch.no_grad()
+def compact(
+    adapters: Adapters, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Tensor]:
+    """Drop pruned triplets from memory, optimizer state included; return the kept indices.
+
+    The function computed and the training that follows are those of the masked adapters. The
+    optimizer's groups are updated; any other list of the model's parameters must be made anew,
+    and so must a DDP wrapper, a moving average or a captured graph of the model.
+
+    Raises
+    ------
+    ConfigError
+        If the optimizer keeps state that is neither a scalar nor of the parameter's shape; it
+        cannot be sliced, and nothing has been changed.
+    """
+    if optimizer is not None:
+        for name, adapter in adapters.items():
+            for leaf in RANK_DIMENSIONS:
+                _check_sliceable(f"{name}.{leaf}", getattr(adapter, leaf), optimizer)
+    kept = {}
+    for name, adapter in adapters.items():
+        old = {leaf: getattr(adapter, leaf) for leaf in RANK_DIMENSIONS}
+        kept[name] = adapter.compact()
+        for leaf, parameter in old.items():
+            if optimizer is not None:
+                new, dimension = getattr(adapter, leaf), RANK_DIMENSIONS[leaf]
+                _hand_over(optimizer, parameter, new, dimension, kept[name])
+    return kept
+
+
+def history_csv(history: list[RankEvent]) -> str:
+    """Return the history as CSV: one row an event and layer."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["event", "epoch", "step", "layer", "rank_before", "rank", "importance"])
+    for number, event in enumerate(history, start=1):
+        for layer, rank in event.ranks.items():
+            row = [number, event.epoch, event.step, layer, event.ranks_before[layer], rank]
+            writer.writerow([*row, repr(event.importance[layer])])
+    return text.getvalue()
+
+
+def write_history_csv(path: Path, history: list[RankEvent]) -> None:
+    """Write ``history_csv`` atomically."""
+    write_text(path, history_csv(history))
+
+
+def _check_finite(scores: Mapping[str, Tensor]) -> None:
+    if not scores:
+        return
+    # One transfer for all layers: a check for each would stall the device twelve times a step.
+    finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
+    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
+    if bad:
+        raise TrainingError(
+            f"non-finite importance |λ|·|∂L/∂λ| in adapter {', '.join(bad)}: the gradient "
+            "overflowed or the loss is not finite; lower the learning rate or use bf16/fp32"
+        )
+
+
+def _check_budget(mean_rank: int, before: Mapping[str, int]) -> None:
+    left = sum(before.values())
+    if mean_rank < 0 or mean_rank * len(before) > left:
+        raise ConfigError(
+            f"cannot prune to a mean rank of {mean_rank}: {left} triplets are left in "
+            f"{len(before)} layers; ranks only fall, from one pruning to the next"
+        )
+
+
+def _check_sliceable(name: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            raise ConfigError(
+                f"optimizer state {key!r} of {name} is {tuple(value.shape)}, the parameter "
+                f"{tuple(parameter.shape)}: it cannot be compacted; use an optimizer with state "
+                "of the parameter's shape, such as AdamW"
+            )
+
+
+def _hand_over(
+    optimizer: torch.optim.Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    dimension: int,
+    kept: Tensor,
+) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [new if member is old else member for member in group["params"]]
+    # state is a defaultdict: a parameter that never stepped has no entry, and gets none.
+    if old not in optimizer.state:
+        return
+    state = optimizer.state.pop(old)
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.shape == old.shape:
+            state[key] = value.index_select(dimension, kept.to(value.device)).contiguous()
+    optimizer.state[new] = state

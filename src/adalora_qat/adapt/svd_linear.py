@@ -1,0 +1,204 @@
+"""A frozen linear layer with a trainable low-rank update in singular-value form.
+
+ΔW = s · P diag(Λ⊙m) Q   (paper, Eq. 1; AdaLoRA, Zhang et al. 2023, Eq. 3)
+
+Legend: R rank, i.e. the number of triplets (P[:, i], λ[i], Q[i, :]) that are held in memory;
+``out`` and ``in`` features of the layer; m the rank mask; s the scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adalora_qat.errors import ConfigError
+
+# The trainable tensors, and the dimension along which each one is the rank.
+RANK_DIMENSIONS: Mapping[str, int] = {"P": 1, "lam": 0, "Q": 0}
+
+
+class SVDLinear(nn.Module):
+    """A linear layer y = x Wᵀ + b + s · ((x Qᵀ)(Λ⊙m)) Pᵀ with W and b frozen.
+
+    Λ starts at zero, so the adapted layer computes exactly what the pretrained one does.
+    Λ and s stay FP32 whatever the module is cast to: in bf16 a step of 1e-6 on a Λ of 0.1
+    would never change it.
+
+    Attributes
+    ----------
+    weight, bias : (out, in) and (out,) or None, the pretrained layer; frozen.
+    P : (out, R), orthonormal columns at the start; trainable.
+    lam : (R,) FP32, the singular values; trainable.
+    Q : (R, in), orthonormal rows at the start; trainable.
+    mask : (R,) bool, False where a triplet is pruned: it adds nothing and gets no gradient.
+    scaling : () FP32.
+
+    Raises
+    ------
+    ConfigError
+        If the rank exceeds the smaller side of the weight, where no orthonormal basis exists.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    P: nn.Parameter
+    lam: nn.Parameter
+    Q: nn.Parameter
+    mask: Tensor
+    scaling: Tensor
+
+    def __init__(
+        self, linear: nn.Linear, rank: int, scaling: float, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        _check_rank(rank, linear)
+        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        self.bias = None
+        if linear.bias is not None:
+            self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        like = self.weight
+        self.P = nn.Parameter(_orthonormal(self.out_features, rank, generator).to(like))
+        self.Q = nn.Parameter(_orthonormal(self.in_features, rank, generator).to(like).T.clone())
+        self.lam = nn.Parameter(torch.zeros(rank, device=like.device))
+        self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=like.device))
+        self.register_buffer("scaling", torch.tensor(float(scaling), device=like.device))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        rank: int,
+        scaling: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Wrap a linear layer, sharing its weight; ``generator`` (CPU) draws P and Q."""
+        return cls(linear, rank, scaling, generator)
+
+    @property
+    def rank(self) -> int:
+        """The number of triplets in memory, pruned ones included."""
+        return self.lam.numel()
+
+    @property
+    def active_rank(self) -> int:
+        """The number of triplets that are not pruned."""
+        return int(self.mask.sum())
+
+    def gate(self) -> Tensor:
+        """Return s · (Λ⊙m), (R,) FP32: what each rank-one direction is multiplied by."""
+        # where, not a product: a pruned λ passes no value and no gradient, not even NaN.
+        return torch.where(self.mask, self.lam, torch.zeros_like(self.lam)) * self.scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in) to (…, out); under autocast the products run in its precision."""
+        hidden = F.linear(x, self.Q)
+        # The product with Λ is FP32, so that ∂L/∂Λ is summed in FP32 under autocast too.
+        hidden = (hidden * self.gate()).to(hidden.dtype)
+        return F.linear(x, self.weight, self.bias) + F.linear(hidden, self.P)
+
+    def delta_weight(self) -> Tensor:
+        """Return ΔW = s · P diag(Λ⊙m) Q, (out, in), at least FP32 and differentiable (Eq. 1)."""
+        dtype = torch.promote_types(self.P.dtype, torch.float32)
+        with torch.autocast(self.P.device.type, enabled=False):
+            return (self.P.to(dtype) * self.gate()) @ self.Q.to(dtype)
+
+    def orthogonality(self) -> Tensor:
+        """Return ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F over the active triplets, () FP32.
+
+        Squared Frobenius norms, summed and not divided by the rank, as in AdaLoRA (Eq. 4).
+        Pruned triplets are left out of both Gram matrices, so they get no gradient and a
+        compacted layer has the same penalty. Λ does not enter: ∂/∂Λ is zero.
+        """
+        dtype = torch.promote_types(self.P.dtype, torch.float32)
+        with torch.autocast(self.P.device.type, enabled=False):
+            active = self.mask.to(dtype)
+            P = self.P.to(dtype) * active
+            Q = self.Q.to(dtype) * active[:, None]
+            identity = torch.diag(active)
+            return (P.T @ P - identity).square().sum() + (Q @ Q.T - identity).square().sum()
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """Return a plain frozen linear layer with W + ΔW, in the dtype of W."""
+        weight = self.weight + self.delta_weight().to(self.weight.dtype)
+        return frozen_linear(weight, self.bias)
+
+    def to_linear(self) -> nn.Linear:
+        """Return the pretrained layer without the update: the inverse of ``from_linear``."""
+        return frozen_linear(self.weight.detach(), self.bias)
+
+    @torch.no_grad()
+    def compact(self) -> Tensor:
+        """Drop pruned triplets from memory and return the (R',) indices that were kept.
+
+        P, Λ and Q become new, smaller parameters: an optimizer, or any list of parameters, must
+        be told. ``rank_budget.compact`` does that for the optimizer and its state.
+        """
+        kept = self.mask.nonzero().flatten()
+        for name, dimension in RANK_DIMENSIONS.items():
+            old: nn.Parameter = getattr(self, name)
+            # New objects: autograd remembers the shape of the old ones while a graph lives.
+            smaller = old.detach().index_select(dimension, kept)
+            setattr(self, name, nn.Parameter(smaller, requires_grad=old.requires_grad))
+        self.mask = self.mask[kept]
+        return kept
+
+    def extra_repr(self) -> str:
+        """Describe the layer in a printed model."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.rank}, scaling={float(self.scaling):g}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Casting a model to half precision must leave Λ and its scaling in FP32.
+        lam, scaling = self.lam.detach(), self.scaling
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.lam.dtype != torch.float32:
+            self.lam.data = lam.to(self.lam.device)
+        if self.scaling.dtype != torch.float32:
+            self.scaling = scaling.to(self.scaling.device)
+        return self
+
+
+def orthogonality_penalty(adapters: Mapping[str, nn.Module]) -> Tensor:
+    """Return the mean over SVD adapters of ``SVDLinear.orthogonality``, () FP32.
+
+    This is L_ortho of the paper's Eq. 2, to be weighted by λ_ortho. A layer of rank 0 adds
+    nothing but counts in the mean, so that pruning a layer away does not raise the pressure on
+    the others. Without SVD adapters the penalty is zero.
+    """
+    terms = [a.orthogonality() for a in adapters.values() if isinstance(a, SVDLinear)]
+    return torch.stack(terms).mean() if terms else torch.zeros(())
+
+
+def _check_rank(rank: int, linear: nn.Linear) -> None:
+    limit = min(linear.in_features, linear.out_features)
+    if not 0 <= rank <= limit:
+        raise ConfigError(
+            f"rank {rank} does not fit a linear layer {linear.in_features}→{linear.out_features}: "
+            f"choose adapt.rank between 0 and {limit}"
+        )
+
+
+def _orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    # FP64 on the CPU, signs fixed: the same basis on every device and LAPACK.
+    gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+    basis, triangle = torch.linalg.qr(gaussian)
+    signed: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return signed
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer that shares (out, in) ``weight`` and ``bias``, without gradients."""
+    # Built on "meta": no memory is filled only to be thrown away.
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
