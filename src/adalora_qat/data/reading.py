@@ -6,6 +6,7 @@ counts are checked, so nothing can be lost between the disk and the report.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -151,7 +152,7 @@ def masks_of(key: str, masks: Mapping[str, MaskIndex]) -> dict[str, Path]:
     return {kind: path for kind, path in found if path is not None}
 
 
-def check_any_pair(tally: Tally, masks: Mapping[str, MaskIndex]) -> None:
+def check_any_pair(tally: Tally, masks: Iterable[MaskIndex]) -> None:
     """Refuse a set in which there are images and masks but not one of them fits another.
 
     Raises
@@ -159,12 +160,12 @@ def check_any_pair(tally: Tally, masks: Mapping[str, MaskIndex]) -> None:
     DataError
         Naming an image and a mask, so that the difference can be seen.
     """
-    example = next((index.files[0] for index in masks.values() if index.files), None)
-    if tally.records and example and not any(record.masks for record in tally.records):
+    example = next((index.files[0].name for index in masks if index.files), "none at all")
+    if tally.records and not any(record.masks for record in tally.records):
         raise DataError(
             f"{tally.source}: none of the {len(tally.records)} images in {tally.root} has a mask "
-            f"of its name: image {tally.records[0].image.name}, mask {example.name}; "
-            "name masks like their images"
+            f"of its name: image {tally.records[0].image.name}, mask {example}; name masks like "
+            "their images, or read images without masks as the source 'images'"
         )
 
 
@@ -178,14 +179,14 @@ def subfolders(folder: Path, depth: int) -> list[Path]:
     found: list[Path] = []
     level = [folder]
     for _ in range(depth):
-        level = sorted(
-            child
-            for parent in level
-            for child in parent.iterdir()
-            if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
-        )
+        level = sorted(child for parent in level for child in _folders_in(parent))
         found += level
     return found
+
+
+def children_named(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the folders directly in ``folder`` with one of these (plain) names."""
+    return sorted(child for child in _folders_in(folder) if plain(child.name) in names)
 
 
 def folders_named(root: Path, names: Sequence[str], depth: int = SEARCH_DEPTH) -> list[Path]:
@@ -206,7 +207,7 @@ def need_folder(
     check_root(source, root)
     found = folders_named(root, names, depth)
     if not found:
-        raise missing(source, root, f"{what} (a folder named like {', '.join(names)})")
+        raise missing(source, root, f"{what} (a folder named like {', '.join(names)})", depth)
     return found[0]
 
 
@@ -217,10 +218,12 @@ def check_root(source: str, root: Path) -> None:
         raise DataError(f"{source}: {root} {state}; give the folder of the unpacked data set")
 
 
-def missing(source: str, root: Path, looked_for: str) -> DataError:
+def missing(
+    source: str, root: Path, looked_for: str, depth: int = SEARCH_DEPTH
+) -> DataError:
     """Return the error for a data set that is not laid out as published."""
     return DataError(
-        f"{source}: looked in {root} and up to {SEARCH_DEPTH} levels below for {looked_for}; "
+        f"{source}: looked in {root} and up to {depth} levels below for {looked_for}; "
         f"{_describe(root)}"
     )
 
@@ -239,6 +242,16 @@ def leave_other_files(tally: Tally, folder: Path, suffixes: Sequence[str] = IMAG
     for path in sorted(folder.iterdir()):
         if path.is_file() and (path.suffix.lower() not in suffixes or path.name.startswith(".")):
             tally.leave(path, f"not an image file ({path.suffix or 'no suffix'})")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    # scandir knows folders without a stat of each of, say, 30,000 images.
+    with os.scandir(folder) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+        ]
 
 
 def _describe(root: Path) -> str:

@@ -11,6 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from adalora_qat.data.covid_sources import (
+    read_covid19_radiography,
+    read_covid_qu_ex,
+    read_qata_cov19,
+)
 from adalora_qat.data.reading import (
     MaskIndex,
     Reading,
@@ -104,7 +109,7 @@ def _read_named(
         own = masks_of(path.stem.lower(), masks)
         tally.use(Record(f"{source}/{path.stem}", source, path, own, label, patient))
     leave_other_files(tally, folder)
-    check_any_pair(tally, masks)
+    check_any_pair(tally, masks.values())
     tally.leave_orphans(masks, (p for record in tally.records for p in record.masks.values()))
     return tally.reading()
 
@@ -138,7 +143,10 @@ def _nlm_name(prefix: str) -> Callable[[str], tuple[str, str] | None]:
 
 
 SOURCES: Mapping[str, Reader] = {
+    "covid19_radiography": read_covid19_radiography,
+    "covid_qu_ex": read_covid_qu_ex,
     "jsrt": read_jsrt,
     "phantom": read_phantom,
+    "qata_cov19": read_qata_cov19,
     "shenzhen": read_shenzhen,
 }
