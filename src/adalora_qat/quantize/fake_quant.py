@@ -1,0 +1,243 @@
+"""Fake quantization: the arithmetic of integers, in float tensors that gradients pass through.
+
+Two forms of the same rounding, both straight-through (zero gradient where clipped):
+
+- ``quantize``: the integers themselves, as float. A product of such tensors adds up integers,
+  which float32 does exactly up to 2²⁴, so the simulation equals the integer runtime bit for
+  bit and does not depend on the order of the additions.
+- ``fake_quantize``: integers times scale, with the gradient of the scale after "Learned Step
+  Size Quantization" (Esser et al. 2020, Eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adalora_qat.errors import ConfigError, TrainingError
+from adalora_qat.quantize.numerics import (
+    MIN_SCALE,
+    Numerics,
+    broadcast_scale,
+    scale_of,
+    scale_shape,
+    to_integers,
+)
+from adalora_qat.quantize.observers import observer_for, weight_threshold
+
+Mode = Literal["float", "observe", "quantize", "learn"]
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, limit: float) -> Tensor:
+        rounded = (values.to(torch.float32) / scale).round_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(rounded.abs() <= limit, scale)
+        # Integers up to 127 are exact in bfloat16 and float16 too.
+        return rounded.clamp_(-limit, limit).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        inside, scale = ctx.saved_tensors
+        gradient = gradients[0]
+        return (gradient * inside / scale).to(gradient.dtype), None, None
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, limit: float) -> Tensor:
+        ratio = values.to(torch.float32) / scale
+        ctx.limit = limit
+        ctx.save_for_backward(ratio)
+        return (ratio.round().clamp_(-limit, limit) * scale).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (ratio,) = ctx.saved_tensors
+        gradient = gradients[0].to(torch.float32)
+        rounded = ratio.round()
+        inside = rounded.abs() <= ctx.limit
+        for_values = (gradient * inside).to(gradients[0].dtype)
+        for_scale = None
+        if ctx.needs_input_grad[1]:
+            # Eq. 3: round(v/s) − v/s inside, ±Q outside.
+            step = rounded.clamp(-ctx.limit, ctx.limit) - ratio * inside
+            for_scale = gradient * step
+        return for_values, for_scale, None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def quantize(values: Tensor, scale: Tensor, limit: float) -> Tensor:
+    """Return the integers of ``values`` in its own dtype; the gradient is 1/s, or 0 if clipped.
+
+    ``scale`` broadcasts against ``values`` and gets no gradient here.
+    """
+    integers: Tensor = _Quantize.apply(values, scale, limit)  # type: ignore[no-untyped-call]
+    return integers
+
+
+def fake_quantize(values: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """Return ``values`` rounded to multiples of ``scale``, differentiable in both.
+
+    A scale that is smaller than ``values`` must be expanded to its shape by the caller, so
+    that autograd sums its gradient.
+    """
+    result: Tensor = _FakeQuantize.apply(values, scale, limit)  # type: ignore[no-untyped-call]
+    return result
+
+
+class FakeQuantizer(nn.Module):
+    """One tensor's quantizer: a scale and what is being done with it.
+
+    Attributes
+    ----------
+    scale : float32, () per tensor, (C,) per channel, (C, G) per group. A buffer, and a
+        parameter only while it is learned; the key in the state dict is the same.
+    observed : () bool, whether the scale has been set. A quantizer whose tensor never came by
+        in calibration stays float.
+    mode : ``float`` (passes values through), ``observe`` (the same, watching), ``quantize``
+        (scale frozen), ``learn`` (scale trained). Restored from ``observed`` on loading.
+    """
+
+    scale: Tensor
+    observed: Tensor
+    mode: Mode
+
+    def __init__(self, numerics: Numerics, weight: Tensor | None = None, channel_axis: int = 0):
+        super().__init__()
+        self.numerics = numerics
+        self.channel_axis = channel_axis
+        shape = () if weight is None else scale_shape(weight, numerics, channel_axis)
+        device = None if weight is None else weight.device
+        self.register_buffer("scale", torch.ones(shape, device=device))
+        self.register_buffer("observed", torch.zeros((), dtype=torch.bool, device=device))
+        self.observer = observer_for(numerics) if weight is None else None
+        self.mode = "float"
+
+    @property
+    def active(self) -> bool:
+        """Whether values are being rounded."""
+        return self.mode in ("quantize", "learn")
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values as the mode has it, in their own dtype."""
+        if self.mode == "observe" and self.observer is not None:
+            self.observer(values)
+        if not self.active:
+            return values
+        scale = self.broadcast(values)
+        if self.mode == "learn":
+            factor = (values.numel() / self.scale.numel() * self.numerics.limit) ** -0.5
+            learned = _ScaleGradient.apply(scale, factor)  # type: ignore[no-untyped-call]
+            scale = learned.clamp_min(MIN_SCALE).expand(values.shape)
+        return fake_quantize(values, scale, self.numerics.limit)
+
+    def integers(self, values: Tensor) -> Tensor:
+        """Return clip(round(values / scale)); only for a frozen scale."""
+        return quantize(values, self.broadcast(values), self.numerics.limit)
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return the scale shaped to broadcast against ``values``."""
+        return broadcast_scale(
+            self.scale, values.shape, self.numerics.group_size, self.channel_axis
+        )
+
+    def observe(self) -> None:
+        """Begin calibration anew."""
+        self._hold(learned=False)
+        self.observed.fill_(False)
+        if self.observer is not None:
+            self.observer.reset()
+        self.mode = "observe"
+
+    @torch.no_grad()
+    def freeze(self, name: str, weight: Tensor | None = None) -> None:
+        """Fix the scale: from what was observed, or from the weight itself, or as learned.
+
+        Raises
+        ------
+        TrainingError
+            If the values it is computed from are not finite; names the layer.
+        """
+        if self.mode == "learn":
+            self.scale.clamp_(min=MIN_SCALE)
+        elif self.mode == "observe":
+            threshold = self._threshold(weight)
+            if threshold is None:
+                self.mode = "float"
+                return
+            if not torch.isfinite(threshold).all():
+                raise TrainingError(
+                    f"{name}: cannot choose a quantization scale, the "
+                    f"{'activations' if weight is None else 'weights'} hold NaN or infinity; "
+                    "look for the layer before it that diverged, and calibrate again"
+                )
+            self.scale.copy_(scale_of(threshold, self.numerics.limit))
+            self.observed.fill_(True)
+        self._hold(learned=False)
+        self.mode = "quantize" if self.observed else "float"
+
+    def learn(self) -> None:
+        """Turn the frozen scale into a parameter; a quantizer that stayed float is left so."""
+        if self.mode == "observe":
+            raise ConfigError("scales are learned from frozen ones: call freeze before learn")
+        if self.mode == "quantize":
+            self._hold(learned=True)
+            self.mode = "learn"
+
+    def extra_repr(self) -> str:
+        """Describe the quantizer in a printed model."""
+        return f"{self.numerics}, {self.mode}"
+
+    def _threshold(self, weight: Tensor | None) -> Tensor | None:
+        if weight is not None:
+            return weight_threshold(weight, self.numerics, self.channel_axis)
+        if self.observer is None or not self.observer.batches:
+            return None
+        return self.observer.threshold
+
+    def _hold(self, *, learned: bool) -> None:
+        value = self.scale.detach().clone()
+        del self.scale
+        if learned:
+            self.scale = nn.Parameter(value)
+        else:
+            self.register_buffer("scale", value)
+
+    def restore_mode(self) -> None:
+        """Take the mode that a loaded state dict implies."""
+        if self.mode != "learn" or not self.observed:
+            self._hold(learned=False)
+            self.mode = "quantize" if self.observed else "float"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Casting a model to half precision must leave scales in float32.
+        before = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scale.dtype != torch.float32:
+            self.scale.data = before.to(self.scale.device)
+        return self
+
+
+def integers_of(weight: Tensor, quantizer: FakeQuantizer) -> Tensor:
+    """Return the integers of a weight under its frozen scale, float32, without gradient."""
+    with torch.no_grad():
+        return to_integers(weight, quantizer.broadcast(weight), quantizer.numerics.limit)
