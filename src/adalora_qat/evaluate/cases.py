@@ -1,0 +1,415 @@
+"""From a predictor and records to the per-case table.
+
+One row per (id, target), measured at the original size of the image. A table is written
+whole or not at all; while it grows, finished images stand in an append-only journal. Both
+carry the identity of what made them, so that no stale result is returned because its file
+exists: the predictor's answer to a fixed probe image, the box mode, the targets, and every
+record with the size and time of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from adalora_qat.data.geometry import load_image, load_mask
+from adalora_qat.data.records import MASK_KINDS, Record
+from adalora_qat.errors import DataError
+from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
+from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
+from adalora_qat.evaluate.fingerprint import answer_fingerprint, records_fingerprint
+from adalora_qat.evaluate.journal import Journal
+from adalora_qat.evaluate.metrics import case_metrics
+from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
+from adalora_qat.files import atomic_write
+from adalora_qat.predictor import Prediction, Predictor
+
+Mask = NDArray[np.bool_]
+Progress = Callable[[int, int, str], None]
+
+OK = "ok"
+NO_BOX = "no oracle box: the truth is empty"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """A disturbance of the image whose effect is measured (noise, blur, rotation …).
+
+    Attributes
+    ----------
+    name : stands in the column ``altered``.
+    image : (image (H, W) or (H, W, 3), generator) → image of any size.
+    mask : the same geometry on a mask (H, W) bool; None if pixels stay where they are.
+    """
+
+    name: str
+    image: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
+    mask: Callable[[Mask], Mask] | None = None
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One image with the true masks of the targets it has."""
+
+    record: Record
+    image: NDArray[Any]
+    truths: dict[str, Mask]
+    resized: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the predictor said about one case, by target; a target may have no box."""
+
+    masks: dict[str, Mask]
+    scores: dict[str, float]
+    boxes: dict[str, NDArray[np.float32]]
+    seconds: float
+    boxes_in_call: int
+
+
+def evaluate_cases(
+    predictor: Predictor,
+    records: Sequence[Record],
+    targets: Sequence[str],
+    box_mode: str | int | BoxPrompt = "oracle",
+    out: Path | None = None,
+    jobs: int = 2,
+    progress: Progress | None = None,
+    resume: bool = True,
+    *,
+    seed: int = 0,
+    alteration: Alteration | None = None,
+    provenance: Mapping[str, str] | None = None,
+    save_masks: bool = False,
+) -> pd.DataFrame:
+    """Predict and measure every record that gives one of the targets.
+
+    The predictor runs in the calling thread, once per image with all its boxes; reading
+    and measuring run in ``jobs`` threads. Memory does not grow with the number of records.
+
+    Parameters
+    ----------
+    predictor : any model of the house or a peer.
+    records : the cases; ids unique.
+    targets : mask kinds ("lung" may be composed of both lungs). A record without a target
+        gives no row for it; such are counted in ``cases.json``.
+    box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, or a
+        ``BoxPrompt``.
+    out : folder for ``cases.parquet``, ``cases.csv`` and ``cases.json``; None keeps nothing.
+    jobs : threads beside the predictor's own.
+    progress : called with (images done, images, id).
+    resume : return a finished table of the same identity, or go on where one stopped.
+    seed : of box jitter and alteration.
+    alteration : applied to image and truth before anything else.
+    provenance : what made the predictor (weight hash, run folder …); part of the identity.
+    save_masks : also write each predicted mask to ``out/masks`` as a 1-bit PNG.
+
+    Returns
+    -------
+    One row per (id, target), columns ``CASE_COLUMNS``, in the order of records and targets.
+
+    Raises
+    ------
+    DataError
+        If ids are doubled, files are missing, no record gives a target, masks do not fit,
+        or ``out`` holds results of another evaluation.
+    """
+    prompt = parse_box(box_mode, seed)
+    chosen = _choose(records, targets)
+    if save_masks and out is None:
+        raise DataError("save_masks needs a folder: give out")
+    identity = _identity(
+        predictor, records, targets, prompt, alteration, seed, provenance, save_masks
+    )
+    if out is not None and resume and (ready := finished(out, identity)) is not None:
+        return ready
+    journal = Journal(out / "cases.partial.jsonl" if out else None, identity, resume)
+    try:
+        run = _Run(predictor, tuple(targets), prompt, alteration, seed, out if save_masks else None)
+        run.fill(journal, chosen, max(1, jobs), progress)
+        table = case_table(row for record in chosen for row in journal.done[record.id])
+        if out is not None:
+            lacking = {t: sum(not r.mask_parts(t) for r in records) for t in targets}
+            write_cases(out, table, identity, lacking)
+            journal.discard()
+    finally:
+        journal.close()
+    return table
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: how a record becomes rows."""
+
+    predictor: Predictor
+    targets: tuple[str, ...]
+    prompt: BoxPrompt
+    alteration: Alteration | None
+    seed: int
+    masks_in: Path | None
+
+    def fill(
+        self, journal: Journal, records: Sequence[Record], jobs: int, progress: Progress | None
+    ) -> None:
+        """Compute the rows of every record that the journal does not hold yet."""
+        todo = [record for record in records if record.id not in journal.done]
+        waiting: deque[tuple[Record, Future[list[dict[str, Any]]]]] = deque()
+
+        def settle(at_most: int) -> None:
+            while len(waiting) > at_most:
+                record, rows = waiting.popleft()
+                journal.add(record.id, rows.result())
+                if progress is not None:
+                    progress(len(journal.done), len(records), record.id)
+
+        pool = ThreadPoolExecutor(jobs, thread_name_prefix="evaluate")
+        try:
+            # A few images ahead of the predictor and a few behind it: memory stays flat.
+            for case in _ahead(pool, self.load, todo, jobs + 1):
+                waiting.append((case.record, pool.submit(self.measure, case, self.ask(case))))
+                settle(2 * jobs)
+            settle(0)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def load(self, record: Record) -> _Case:
+        """Read an image and its true masks at the size of the image."""
+        image = load_image(record.image)
+        given = [target for target in self.targets if record.mask_parts(target)]
+        loaded = {target: load_truth(record, target, image.shape[:2]) for target in given}
+        truths = {target: mask for target, (mask, _) in loaded.items()}
+        if self.alteration is not None:
+            key = f"{self.seed}\0{self.alteration.name}\0{record.id}"
+            entropy = hashlib.sha256(key.encode()).digest()
+            rng = np.random.default_rng(np.frombuffer(entropy, np.uint32))
+            image = self.alteration.image(image, rng)
+            if self.alteration.mask is not None:
+                truths = {target: self.alteration.mask(mask) for target, mask in truths.items()}
+            _check_altered(self.alteration, record, image, truths)
+        return _Case(record, image, truths, {target: r for target, (_, r) in loaded.items()})
+
+    def ask(self, case: _Case) -> _Answer:
+        """Run the predictor once on a case, with the boxes of all its targets."""
+        if self.prompt.kind == "whole":
+            boxed, boxes = list(case.truths), None
+        else:
+            drawn = {t: self.prompt.box(m, case.record.id, t) for t, m in case.truths.items()}
+            found = {target: box for target, box in drawn.items() if box is not None}
+            if not found:
+                return _Answer({}, {}, {}, math.nan, 0)
+            boxed, boxes = list(found), stack_boxes(list(found.values()))
+        begin = time.perf_counter()
+        prediction = self.predictor.predict(case.image, boxes)
+        seconds = time.perf_counter() - begin
+        count = 1 if boxes is None else len(boxes)
+        _check_prediction(self.predictor.name, case, prediction, count)
+        at = {target: 0 if boxes is None else i for i, target in enumerate(boxed)}
+        return _Answer(
+            {target: prediction.masks[i] for target, i in at.items()},
+            {target: float(prediction.scores[i]) for target, i in at.items()},
+            {target: prediction.boxes_xyxy_original[i] for target, i in at.items()},
+            seconds,
+            count,
+        )
+
+    def measure(self, case: _Case, answer: _Answer) -> list[dict[str, Any]]:
+        """Return the rows of one case."""
+        rows = [self._row(case, answer, target) for target in case.truths]
+        for name, masks in (("ctr_truth", case.truths), ("ctr_prediction", answer.masks)):
+            lungs = _lungs(masks)
+            if "heart" in masks and lungs is not None:
+                heart = next(row for row in rows if row["target"] == "heart")
+                heart[name] = cardiothoracic_ratio(masks["heart"], lungs)
+        return rows
+
+    def _row(self, case: _Case, answer: _Answer, target: str) -> dict[str, Any]:
+        record, truth = case.record, case.truths[target]
+        row: dict[str, Any] = {
+            "id": record.id,
+            "source": record.source,
+            "label": record.label,
+            "patient": record.patient,
+            "target": target,
+            "model": self.predictor.name,
+            "box": self.prompt.name,
+            "altered": self.alteration.name if self.alteration else "as-read",
+            "height": truth.shape[0],
+            "width": truth.shape[1],
+            "truth_resized": int(case.resized[target]),
+            "truth_area_px": int(np.count_nonzero(truth)),
+            "truth_components": component_count(truth),
+        }
+        # Another size than the file's has another spacing, which nobody stated.
+        spacing = None if self.alteration and self.alteration.mask else record.spacing_mm
+        row["truth_area_mm2"] = area_mm2(truth, spacing)
+        prediction = answer.masks.get(target)
+        if prediction is None:
+            return row | {"status": NO_BOX, "empty": "truth", "boxes_in_call": 0}
+        if self.masks_in is not None:
+            _save_mask(mask_path(self.masks_in, record.id, target), prediction)
+        box = answer.boxes[target]
+        row |= {f"box_{edge}": float(v) for edge, v in zip(_EDGES, box, strict=True)}
+        return row | {
+            "status": OK,
+            "empty": _EMPTY[bool(truth.any()), bool(prediction.any())],
+            "score": answer.scores[target],
+            "seconds": answer.seconds,
+            "boxes_in_call": answer.boxes_in_call,
+            "prediction_area_px": int(np.count_nonzero(prediction)),
+            "prediction_area_mm2": area_mm2(prediction, spacing),
+            "prediction_components": component_count(prediction),
+            **case_metrics(truth, prediction, spacing),
+        }
+
+
+_EDGES = ("x0", "y0", "x1", "y1")
+_EMPTY = {
+    (True, True): "no",
+    (False, True): "truth",
+    (True, False): "prediction",
+    (False, False): "both",
+}
+
+
+def load_truth(record: Record, target: str, size: tuple[int, ...]) -> tuple[Mask, bool]:
+    """Read a true mask at the image's size (H, W); parts are joined.
+
+    Returns
+    -------
+    mask : (H, W) bool.
+    resized : whether the file had another size and was resized by nearest neighbour.
+    """
+    parts = record.mask_parts(target)
+    if not parts:
+        raise DataError(f"{record.id} gives no {target} mask")
+    height, width = size
+    whole, resized = np.zeros((height, width), dtype=np.bool_), False
+    for path in parts:
+        mask = load_mask(path)
+        if mask.shape != (height, width):
+            resized = True
+            nearest = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+            mask = np.asarray(nearest, dtype=np.bool_)
+        whole |= mask
+    return whole, resized
+
+
+def mask_path(out: Path, case_id: str, target: str) -> Path:
+    """Return where ``save_masks`` puts the predicted mask of a case."""
+    safe = re.sub(r"[^\w.-]", "_", case_id)
+    # Two ids that differ only in a replaced character must not share a file.
+    tag = hashlib.sha256(case_id.encode()).hexdigest()[:8]
+    return out / "masks" / f"{safe}-{tag}-{target}.png"
+
+
+def _choose(records: Sequence[Record], targets: Sequence[str]) -> list[Record]:
+    """Return the records that give a target, having checked all that can be checked now."""
+    unknown = [target for target in targets if target not in MASK_KINDS]
+    if unknown or not targets or len(set(targets)) != len(targets):
+        raise DataError(f"targets {list(targets)}: name some of {', '.join(MASK_KINDS)}, each once")
+    doubled = [case_id for case_id, n in Counter(r.id for r in records).items() if n > 1]
+    if doubled:
+        raise DataError(f"{len(doubled)} ids are listed twice, the first is {doubled[0]!r}")
+    for target in targets:
+        if not any(record.mask_parts(target) for record in records):
+            raise DataError(f"none of the {len(records)} records gives a {target} mask")
+    chosen = [record for record in records if any(map(record.mask_parts, targets))]
+    files = [p for r in chosen for p in (r.image, *(m for t in targets for m in r.mask_parts(t)))]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        raise DataError(f"{len(missing)} of {len(files)} files do not exist: {shown}")
+    return chosen
+
+
+def _identity(
+    predictor: Predictor,
+    records: Sequence[Record],
+    targets: Sequence[str],
+    prompt: BoxPrompt,
+    alteration: Alteration | None,
+    seed: int,
+    provenance: Mapping[str, str] | None,
+    save_masks: bool,
+) -> dict[str, Any]:
+    return {
+        "format": TABLE_FORMAT,
+        "model": predictor.name,
+        "probe": answer_fingerprint(predictor),
+        "box": prompt.name,
+        "altered": alteration.name if alteration else "as-read",
+        "seed": [prompt.seed, seed],
+        "targets": list(targets),
+        "records": len(records),
+        "manifest": records_fingerprint(records, targets),
+        "masks_saved": save_masks,
+        "provenance": dict(provenance or {}),
+    }
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Result]:
+    """Yield results in order, computed in the pool at most ``ahead`` items early."""
+    running: deque[Future[Result]] = deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _lungs(masks: Mapping[str, Mask]) -> Mask | None:
+    if "lung" in masks:
+        return masks["lung"]
+    if "left_lung" in masks and "right_lung" in masks:
+        return masks["left_lung"] | masks["right_lung"]
+    return None
+
+
+def _check_prediction(model: str, case: _Case, prediction: Prediction, count: int) -> None:
+    expected = (count, *case.image.shape[:2])
+    if prediction.masks.shape != expected or prediction.masks.dtype != np.bool_:
+        raise DataError(
+            f"{model} answered {prediction.masks.dtype} masks of {prediction.masks.shape} for "
+            f"{case.record.id}; bool of {expected} at the original size is needed"
+        )
+    if len(prediction.scores) != count or len(prediction.boxes_xyxy_original) != count:
+        raise DataError(f"{model} answered {count} masks with another number of scores or boxes")
+
+
+def _check_altered(
+    alteration: Alteration, record: Record, image: NDArray[Any], truths: Mapping[str, Mask]
+) -> None:
+    for mask in truths.values():
+        if mask.shape != image.shape[:2]:
+            raise DataError(
+                f"alteration {alteration.name} makes {record.id} {image.shape[:2]} but its mask "
+                f"{mask.shape}; give the alteration a mask function of the same geometry"
+            )
+
+
+def _save_mask(path: Path, mask: Mask) -> None:
+    with atomic_write(path) as temporary:
+        Image.fromarray(mask).save(temporary, format="PNG")
