@@ -18,6 +18,7 @@ from adalora_qat.adapt.rank_budget import (
     RankBudget,
     after_step,
     compact,
+    cubic_budget,
     global_masks,
     history_csv,
     ranks,
@@ -79,7 +80,9 @@ def test_pruned_triplets_do_not_return_however_important_they_become() -> None:
     budget = RankBudget(layers)
     budget.accumulate(layers)
     budget.prune(layers, 2)
-    budget.importance["a"] = torch.tensor([99.0, 1.0, 2.0])
+    layers["a"].lam.data = torch.ones(3)
+    layers["a"].lam.grad = torch.tensor([99.0, 1.0, 2.0])
+    budget.accumulate(layers)
     budget.prune(layers, 1)
     assert layers["a"].mask.tolist() == [False, False, True]
 
@@ -324,3 +327,34 @@ def test_masks_of_the_first_process_hold_everywhere(tmp_path: Path) -> None:
     printed = [process.communicate(timeout=120)[0].strip() for process in running]
     wanted = "[[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]] {'a': 2, 'b': 2}"
     assert printed == [wanted, wanted]
+
+
+def test_the_cubic_schedule_falls_from_start_to_target() -> None:
+    plan = {"total": 110, "warmup": 10, "final": 20, "start": 100, "target": 20}
+    seen = [cubic_budget(step, **plan) for step in range(111)]
+    assert seen[0] == seen[10] == 100
+    # Half way down: 20 + 80 · (1/2)³.
+    assert seen[50] == 30
+    assert seen[90] == seen[110] == 20
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_pruning_by_total_and_by_mean_are_the_same() -> None:
+    by_mean, by_total = svd_adapters(model()), svd_adapters(model())
+    RankBudget(by_mean).prune(by_mean, 2)
+    RankBudget(by_total).prune_to(by_total, 6)
+    assert ranks(by_mean) == ranks(by_total)
+
+
+def test_compaction_carries_the_smoothed_measure_along() -> None:
+    net = model()
+    layers = svd_adapters(net)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.02)
+    budget = RankBudget(layers, "peft")
+    train(net, optimizer, budget, 4, seed=1)
+    budget.prune(layers, 2)
+    wanted = {name: budget.importance[name][a.mask] for name, a in layers.items()}
+    budget.compact(layers, optimizer)
+    assert all(torch.equal(budget.importance[name], wanted[name]) for name in wanted)
+    train(net, optimizer, budget, 2, seed=2)
+    assert sum(ranks(layers).values()) == 6

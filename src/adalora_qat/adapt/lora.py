@@ -6,6 +6,7 @@ Legend: R rank; ``out`` and ``in`` features of the layer; s the scaling, α/R in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -107,3 +108,11 @@ class LoRALinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"rank={self.rank}, scaling={float(self.scaling):g}, bias={self.bias is not None}"
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Casting a model to half precision must not round the scaling.
+        scaling = self.scaling
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scaling.dtype != torch.float32:
+            self.scaling = scaling.to(self.scaling.device)
+        return self

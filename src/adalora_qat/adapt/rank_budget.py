@@ -16,17 +16,21 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS, SVDLinear
-from adalora_qat.errors import CheckpointError, ConfigError, TrainingError
+from adalora_qat.adapt.importance import (
+    Adapters,
+    Importance,
+    SensitivitySum,
+    SmoothedSensitivity,
+)
+from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS
+from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.files import write_text
-
-Adapters = Mapping[str, SVDLinear]
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,14 @@ class RankEvent:
     Attributes
     ----------
     epoch, step : when, 1-based epoch and count of optimizer steps.
-    mean_rank : the budget, triplets per layer on average.
+    budget : triplets to keep over all layers.
     ranks_before, ranks : layer → active triplets.
     importance : layer → sum of the importances of its triplets before the pruning.
     """
 
     epoch: int
     step: int
-    mean_rank: int
+    budget: int
     ranks_before: dict[str, int]
     ranks: dict[str, int]
     importance: dict[str, float]
@@ -52,20 +56,31 @@ class RankEvent:
 class RankBudget:
     """The running importance of every triplet, and the record of what was pruned.
 
+    Parameters
+    ----------
+    adapters : the layers that share the budget, by name.
+    importance : "paper" is |λ|·|∂L/∂λ| summed since the last pruning; "peft" is the smoothed
+        measure of AdaLoRA and PEFT. Either way a pruned triplet never comes back (in PEFT it may).
+
     Attributes
     ----------
-    importance : layer → (R,) FP32, accumulated since the last pruning.
     steps : optimizer steps accumulated since the last pruning.
     history : one event for each pruning, oldest first.
     """
 
-    def __init__(self, adapters: Adapters) -> None:
-        self.importance = {name: torch.zeros_like(a.lam) for name, a in adapters.items()}
+    def __init__(self, adapters: Adapters, importance: Literal["paper", "peft"] = "paper") -> None:
+        kind = {"paper": SensitivitySum, "peft": SmoothedSensitivity}[importance]
+        self._importance: Importance = kind(adapters)
         self.steps = 0
         self.history: list[RankEvent] = []
 
+    @property
+    def importance(self) -> dict[str, Tensor]:
+        """Return layer → (R,) FP32, the present score of every triplet."""
+        return self._importance.scores()
+
     def accumulate(self, adapters: Adapters) -> None:
-        """Add this step's |λ|·|∂L/∂λ|, read from ``lam.grad``.
+        """Take this step's gradients into the importance.
 
         Gradients must be unscaled, unclipped and synchronised over processes, which is the case
         after the last backward of an accumulated step and before clipping.
@@ -75,16 +90,19 @@ class RankBudget:
         TrainingError
             If a gradient is missing or not finite; names the layer. Nothing is added then.
         """
-        fresh = {name: step_importance(name, a) for name, a in adapters.items()}
-        _check_finite(fresh)
-        for name, score in fresh.items():
-            self.importance[name] += score
+        self._importance.update(adapters)
         self.steps += 1
 
     def prune(
         self, adapters: Adapters, mean_rank: int, *, epoch: int = 0, step: int = 0
     ) -> RankEvent:
-        """Keep the ``mean_rank · n_layers`` most important of all active triplets.
+        """Keep the ``mean_rank · n_layers`` most important of all active triplets."""
+        return self.prune_to(adapters, mean_rank * len(adapters), epoch=epoch, step=step)
+
+    def prune_to(
+        self, adapters: Adapters, budget: int, *, epoch: int = 0, step: int = 0
+    ) -> RankEvent:
+        """Keep the ``budget`` most important of all active triplets of all layers.
 
         Sets masks (those of process 0 everywhere), zeroes pruned λ, records the event and starts
         the accumulation anew. A pruned triplet never comes back.
@@ -94,29 +112,29 @@ class RankBudget:
         ConfigError
             If the budget is negative or above what is left: ranks only fall.
         """
-        masks = {name: a.mask for name, a in adapters.items()}
         before = ranks(adapters)
-        _check_budget(mean_rank, before)
-        kept = global_masks(self.importance, masks, mean_rank * len(adapters))
+        _check_budget(budget, before)
+        scores = self.importance
+        kept = global_masks(scores, {name: a.mask for name, a in adapters.items()}, budget)
         for name, adapter in adapters.items():
             adapter.mask.copy_(kept[name])
         broadcast_masks(adapters)
         zero_pruned(adapters)
-        layer_importance = {name: float(score.sum()) for name, score in self.importance.items()}
-        event = RankEvent(epoch, step, mean_rank, before, ranks(adapters), layer_importance)
+        layer_importance = {name: float(score.sum()) for name, score in scores.items()}
+        event = RankEvent(epoch, step, budget, before, ranks(adapters), layer_importance)
         self.history.append(event)
-        self.importance = {name: torch.zeros_like(a.lam) for name, a in adapters.items()}
+        self._importance.restart()
         self.steps = 0
         return event
 
     def compact(self, adapters: Adapters, optimizer: torch.optim.Optimizer | None) -> None:
         """Drop pruned triplets from memory: adapters, optimizer state and importance."""
         for name, kept in compact(adapters, optimizer).items():
-            self.importance[name] = self.importance[name][kept]
+            self._importance.keep(name, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the accumulation as tensors; ``history`` is saved apart, as JSON."""
-        state = {f"importance.{name}": score.clone() for name, score in self.importance.items()}
+        state = {key: value.clone() for key, value in self._importance.tensors().items()}
         return {**state, "steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -132,8 +150,8 @@ class RankBudget:
         if shapes != own:
             odd = sorted(set(shapes.items()) ^ set(own.items()))[:4]
             raise CheckpointError(f"rank budget of another model or allocation; differing: {odd}")
-        for name, score in self.importance.items():
-            score.copy_(state[f"importance.{name}"])
+        for key, value in self._importance.tensors().items():
+            value.copy_(state[key])
         self.steps = int(state["steps"])
 
     def history_json(self) -> list[dict[str, Any]]:
@@ -145,20 +163,18 @@ class RankBudget:
         self.history = [RankEvent(**event) for event in events]
 
 
-def step_importance(name: str, adapter: SVDLinear) -> Tensor:
-    """Return |λ|·|∂L/∂λ|, (R,) FP32, zero for pruned triplets (paper, Sec. 2.2).
+def cubic_budget(step: int, *, total: int, warmup: int, final: int, start: int, target: int) -> int:
+    """Return the budget of triplets at an optimizer step (Zhang et al. 2023, Eq. 12).
 
-    Raises
-    ------
-    TrainingError
-        If λ has no gradient.
+    ``start`` up to step ``warmup``, ``target`` from step ``total − final`` on, and between them
+    target + (start − target)·(1 − (step − warmup)/(total − final − warmup))³, rounded down.
     """
-    if adapter.lam.grad is None:
-        raise TrainingError(
-            f"adapter {name} has no gradient on Λ: it must be trainable, take part in the "
-            "forward pass, and be read after backward and before the gradients are zeroed"
-        )
-    return (adapter.lam.detach() * adapter.lam.grad).abs()
+    if step <= warmup:
+        return start
+    if step >= total - final:
+        return target
+    left = 1 - (step - warmup) / (total - final - warmup)
+    return int(target + (start - target) * left**3)
 
 
 def global_masks(
@@ -273,25 +289,12 @@ def write_history_csv(path: Path, history: list[RankEvent]) -> None:
     write_text(path, history_csv(history))
 
 
-def _check_finite(scores: Mapping[str, Tensor]) -> None:
-    if not scores:
-        return
-    # One transfer for all layers: a check for each would stall the device twelve times a step.
-    finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
-    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
-    if bad:
-        raise TrainingError(
-            f"non-finite importance |λ|·|∂L/∂λ| in adapter {', '.join(bad)}: the gradient "
-            "overflowed or the loss is not finite; lower the learning rate or use bf16/fp32"
-        )
-
-
-def _check_budget(mean_rank: int, before: Mapping[str, int]) -> None:
+def _check_budget(budget: int, before: Mapping[str, int]) -> None:
     left = sum(before.values())
-    if mean_rank < 0 or mean_rank * len(before) > left:
+    if not 0 <= budget <= left:
         raise ConfigError(
-            f"cannot prune to a mean rank of {mean_rank}: {left} triplets are left in "
-            f"{len(before)} layers; ranks only fall, from one pruning to the next"
+            f"cannot prune to {budget} triplets: {left} are left in {len(before)} layers; "
+            "ranks only fall, from one pruning to the next"
         )
 
 

@@ -1,0 +1,164 @@
+"""How much a triplet matters: the paper's measure, and PEFT's to compare.
+
+A triplet i of a layer is its (P[:, i], λ[i], Q[i, :]); R triplets a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS, SVDLinear
+from adalora_qat.errors import TrainingError
+
+Adapters = Mapping[str, SVDLinear]
+
+
+class Importance(Protocol):
+    """A running score of every triplet, updated once an optimizer step."""
+
+    def update(self, adapters: Adapters) -> None:
+        """Read the gradients of this step; a missing or non-finite one raises, unchanged."""
+        ...
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return layer → (R,) FP32, the higher the more important."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew after a pruning, as far as the measure does."""
+        ...
+
+    def keep(self, name: str, indices: Tensor) -> None:
+        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state itself (not copies), by key."""
+        ...
+
+
+class SensitivitySum:
+    """Σ over steps of |λ|·|∂L/∂λ| (paper, Sec. 2.2), begun anew at every pruning."""
+
+    def __init__(self, adapters: Adapters) -> None:
+        self.total = {name: torch.zeros_like(a.lam.detach()) for name, a in adapters.items()}
+
+    def update(self, adapters: Adapters) -> None:
+        """Add |λ|·|∂L/∂λ| of this step."""
+        fresh = {name: sensitivity(name, a, "lam") for name, a in adapters.items()}
+        check_finite(fresh)
+        for name, score in fresh.items():
+            self.total[name] += score
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return layer → (R,) sums."""
+        return self.total
+
+    def restart(self) -> None:
+        """Set every sum to zero."""
+        for total in self.total.values():
+            total.zero_()
+
+    def keep(self, name: str, indices: Tensor) -> None:
+        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        self.total[name] = self.total[name][indices]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums by key."""
+        return {f"importance.{name}": total for name, total in self.total.items()}
+
+
+class SmoothedSensitivity:
+    """AdaLoRA's own measure, which PEFT implements (Zhang et al. 2023, Eq. 7–11).
+
+    For every entry w of P, Λ and Q: I = |w·∂L/∂w|; Ī ← β₁Ī + (1−β₁)I;
+    Ū ← β₂Ū + (1−β₂)|I − Ī|; s = Ī·Ū. A triplet scores s(λ) + mean s(P[:, i]) + mean s(Q[i, :]).
+    Entries of P and Q take part, so the orthogonality penalty does enter here, as it does there.
+    The averages run on through prunings.
+    """
+
+    def __init__(self, adapters: Adapters, beta1: float = 0.85, beta2: float = 0.85) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.sensitivity: dict[str, Tensor] = {}
+        self.uncertainty: dict[str, Tensor] = {}
+        self.layers = list(adapters)
+        for name, adapter in adapters.items():
+            for leaf in RANK_DIMENSIONS:
+                like = getattr(adapter, leaf).detach()
+                for kind in (self.sensitivity, self.uncertainty):
+                    kind[f"{name}.{leaf}"] = torch.zeros_like(like, dtype=torch.float32)
+
+    def update(self, adapters: Adapters) -> None:
+        """Move both averages by the gradients of this step."""
+        fresh = {
+            f"{name}.{leaf}": sensitivity(name, adapter, leaf)
+            for name, adapter in adapters.items()
+            for leaf in RANK_DIMENSIONS
+        }
+        check_finite(fresh)
+        for key, score in fresh.items():
+            self.sensitivity[key].lerp_(score, 1 - self.beta1)
+            spread = (score - self.sensitivity[key]).abs()
+            self.uncertainty[key].lerp_(spread, 1 - self.beta2)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return layer → (R,) combined scores."""
+        return {name: self._triplet_scores(name) for name in self.layers}
+
+    def restart(self) -> None:
+        """Do nothing: the averages forget by themselves."""
+
+    def keep(self, name: str, indices: Tensor) -> None:
+        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        for leaf, dimension in RANK_DIMENSIONS.items():
+            for kind in (self.sensitivity, self.uncertainty):
+                key = f"{name}.{leaf}"
+                kind[key] = kind[key].index_select(dimension, indices)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return both averages by key."""
+        means = {f"sensitivity.{key}": value for key, value in self.sensitivity.items()}
+        return means | {f"uncertainty.{key}": value for key, value in self.uncertainty.items()}
+
+    def _triplet_scores(self, name: str) -> Tensor:
+        P, lam, Q = (
+            self.sensitivity[f"{name}.{leaf}"] * self.uncertainty[f"{name}.{leaf}"]
+            for leaf in ("P", "lam", "Q")
+        )
+        return lam + P.mean(dim=0) + Q.mean(dim=1)
+
+
+def sensitivity(name: str, adapter: SVDLinear, leaf: str) -> Tensor:
+    """Return |w|·|∂L/∂w| of one parameter of an adapter, FP32, in its shape.
+
+    Raises
+    ------
+    TrainingError
+        If it has no gradient.
+    """
+    parameter = getattr(adapter, leaf)
+    if parameter.grad is None:
+        raise TrainingError(
+            f"adapter {name} has no gradient on {leaf}: it must be trainable, take part in the "
+            "forward pass, and be read after backward and before the gradients are zeroed"
+        )
+    product: Tensor = (parameter.detach() * parameter.grad).abs().float()
+    return product
+
+
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raise ``TrainingError`` naming every adapter whose score is not finite."""
+    if not scores:
+        return
+    # One transfer for all layers: a check for each would stall the device twelve times a step.
+    finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
+    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
+    if bad:
+        raise TrainingError(
+            f"non-finite importance |w|·|∂L/∂w| in adapter {', '.join(bad)}: the gradient "
+            "overflowed or the loss is not finite; lower the learning rate or use bf16/fp32"
+        )
