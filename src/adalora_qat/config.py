@@ -37,6 +37,8 @@ class ModelConfig(Section):
     """A file, a local folder or a Hub id; None takes the variant's published weights."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` exists for benchmarks and tests and is stamped on every result."""
+    side: Annotated[int, Field(ge=32)] | None = None
+    """Working resolution in pixels; None takes the variant's own. TinyViT variants only."""
 
 
 class PromptConfig(Section):
@@ -107,9 +109,20 @@ class AdaptConfig(Section):
     schedule_epochs: Count = 15
     """The epoch count the schedule is written for; it scales with ``stage1.epochs``."""
     importance: Literal["paper", "peft"] = "paper"
+    """What a triplet is worth: the paper's |λ|·|∂L/∂λ|, or AdaLoRA's smoothed measure."""
+    allocation: Literal["events", "cubic"] = "events"
+    """``events`` prunes as ``schedule`` says; ``cubic`` falls to its last rank as PEFT does."""
+    cubic_warmup: Fraction = 0.1
+    """Share of all steps before a cubic allocation begins to fall."""
+    cubic_final: Fraction = 0.3
+    """Share of all steps after it has reached its end."""
+    cubic_interval: Count = 10
+    """Optimizer steps between two prunings of a cubic allocation."""
 
     @model_validator(mode="after")
     def _schedule_falls(self) -> AdaptConfig:
+        if self.method != "adalora":
+            return self  # a fixed rank has no schedule
         rank, epoch = self.rank, 0
         for step in self.schedule:
             if step.epoch <= epoch:
@@ -122,6 +135,13 @@ class AdaptConfig(Section):
                     f"{self.schedule_epochs}; prune earlier or lengthen the span"
                 )
             rank, epoch = step.rank, step.epoch
+        if self.allocation == "cubic":
+            if not self.schedule:
+                raise ValueError(
+                    "allocation=cubic falls to the last rank of adapt.schedule: give one"
+                )
+            if self.cubic_warmup + self.cubic_final >= 1:
+                raise ValueError("cubic_warmup + cubic_final must leave steps to prune in: below 1")
         return self
 
     def pruning_at(self, epochs: int) -> dict[int, int]:
@@ -132,7 +152,7 @@ class AdaptConfig(Section):
         ConfigError
             If so few epochs make two prunings fall on one.
         """
-        if self.method != "adalora":
+        if self.method != "adalora" or self.allocation == "cubic":
             return {}
         factor = epochs / self.schedule_epochs
         scaled = {max(1, round(step.epoch * factor)): step.rank for step in self.schedule}
@@ -158,11 +178,12 @@ class Stage1Config(Section):
     lr_decoder: Positive = 2e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     lambda_ortho: Annotated[float, Field(ge=0)] = 0.003
+    lambda_iou: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared error of the predicted IoU, so that a mask's score means something
+    after training; the paper has no such term."""
     clip_norm: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     lr_decay: Literal["none", "cosine"] = "none"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential moving average of trained weights; 0 turns it off."""
     patience: Count | None = None
     """Stop after this many epochs without a better validation Dice; None never stops."""
 
@@ -245,7 +266,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError
         With every problem found, one a line.
     """
-    values = _read_recipe(recipe)
+    values = _resolve(recipe, ())
     for override in overrides:
         _apply(values, override)
     return validated(values, str(recipe))
@@ -263,6 +284,24 @@ def validated(values: dict[str, Any], origin: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """Return the configuration as YAML that ``load_config`` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _resolve(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Read a recipe over the one it ``extends``, section by section."""
+    if str(recipe) in seen:
+        raise ConfigError(f"recipes extend each other in a circle: {' → '.join(seen)} → {recipe}")
+    values = _read_recipe(recipe)
+    parent = values.pop("extends", None)
+    return values if parent is None else _merged(_resolve(parent, (*seen, str(recipe))), values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:

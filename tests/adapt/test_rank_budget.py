@@ -22,6 +22,7 @@ from adalora_qat.adapt.rank_budget import (
     global_masks,
     history_csv,
     ranks,
+    scheduled_budget,
     write_history_csv,
 )
 from adalora_qat.adapt.svd_linear import SVDLinear, orthogonality_penalty
@@ -358,3 +359,28 @@ def test_compaction_carries_the_smoothed_measure_along() -> None:
     assert all(torch.equal(budget.importance[name], wanted[name]) for name in wanted)
     train(net, optimizer, budget, 2, seed=2)
     assert sum(ranks(layers).values()) == 6
+
+
+def test_a_cubic_allocation_prunes_at_its_interval_and_at_its_end() -> None:
+    config = AdaptConfig(
+        rank=8,
+        schedule=({"epoch": 1, "rank": 2},),
+        allocation="cubic",
+        cubic_warmup=0.1,
+        cubic_final=0.25,
+        cubic_interval=20,
+    )
+    budgets = {step: scheduled_budget(config, step, 100, layers=3) for step in range(1, 101)}
+    planned = {step: budget for step, budget in budgets.items() if budget is not None}
+    assert list(planned) == [20, 40, 60, 75]
+    assert planned[75] == 6
+    # 6 + 18 · (1 − 10/65)³ = 16.9
+    assert planned[20] == 16
+    assert config.pruning_at(15) == {}
+    assert scheduled_budget(AdaptConfig(), 20, 100, layers=3) is None
+
+
+@pytest.mark.parametrize("change", [{"schedule": ()}, {"cubic_warmup": 0.5, "cubic_final": 0.5}])
+def test_a_cubic_allocation_without_room_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="give one|below 1"):
+        AdaptConfig(allocation="cubic", **change)

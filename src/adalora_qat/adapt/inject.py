@@ -60,10 +60,14 @@ def inject(
     if ranks is not None and set(ranks) != set(targets):
         odd = sorted(set(ranks) ^ set(targets))
         raise ConfigError(f"ranks must name exactly the targets {config.targets}; differing: {odd}")
+    built = {}
     for name, linear in targets.items():
         rank = config.rank if ranks is None else ranks[name]
         adapter = kind.from_linear(linear, rank, config.scaling, _generator(seed, name))
-        module.set_submodule(name, adapter.train(linear.training))
+        built[name] = adapter.train(linear.training)
+    # Only when every layer could be built: an error leaves the model as it was.
+    for name, adapter in built.items():
+        module.set_submodule(name, adapter)
     return adapters(module)
 
 
