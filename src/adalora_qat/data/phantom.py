@@ -15,6 +15,7 @@ side of the picture in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,16 +267,16 @@ def _vessels(rng: np.random.Generator) -> Field:
     # Branches walk outwards from each hilum and taper; drawn once in chest coordinates.
     layer = np.zeros((_LAYER, _LAYER), dtype=np.uint8)
     for s in (-1, 1):
-        hilum = np.array([s * rng.uniform(0.17, 0.22), rng.uniform(-0.1, 0.0)])
+        hilum = (s * rng.uniform(0.17, 0.22), rng.uniform(-0.1, 0.0))
         for angle in np.linspace(-1.25, 1.35, 9) + rng.uniform(-0.12, 0.12, 9):
-            _branch(layer, hilum, angle, s, rng.uniform(0.014, 0.024), 0.085, rng)
+            _branch(layer, hilum, float(angle), s, rng.uniform(0.014, 0.024), 0.085, rng)
         cv2.ellipse(layer, _pixel(hilum), (16, 30), s * 12.0, 0, 360, 150, -1)
     return cv2.GaussianBlur(layer, (0, 0), 1.2).astype(np.float32) / np.float32(255)
 
 
 def _branch(
     layer: NDArray[np.uint8],
-    start: NDArray[np.float64],
+    start: tuple[float, float],
     angle: float,
     s: int,
     width: float,
@@ -285,17 +286,17 @@ def _branch(
     point = start
     while width > 0.003:
         angle += rng.normal(0, 0.14)
-        follow = point + step * np.array([s * np.cos(angle), np.sin(angle)])
-        brightness = int(np.clip(60 + 9000 * width, 0, 255))
+        follow = (point[0] + step * s * math.cos(angle), point[1] + step * math.sin(angle))
+        brightness = min(255, int(60 + 9000 * width))
         thickness = max(1, round(width * _LAYER / 2))
         cv2.line(layer, _pixel(point), _pixel(follow), brightness, thickness, cv2.LINE_AA)
         if rng.random() < 0.55:
-            turn = angle + rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+            turn = angle + rng.uniform(0.4, 0.8) * (1 if rng.random() < 0.5 else -1)
             _branch(layer, follow, turn, s, width * 0.6, step * 0.8, rng)
         point, width = follow, width * 0.8
 
 
-def _pixel(point: NDArray[np.float64]) -> tuple[int, int]:
+def _pixel(point: tuple[float, float]) -> tuple[int, int]:
     return int((point[0] + 1) * _LAYER / 2), int((point[1] + 1) * _LAYER / 2)
 
 
