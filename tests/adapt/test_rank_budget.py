@@ -382,5 +382,5 @@ def test_a_cubic_allocation_prunes_at_its_interval_and_at_its_end() -> None:
 
 @pytest.mark.parametrize("change", [{"schedule": ()}, {"cubic_warmup": 0.5, "cubic_final": 0.5}])
 def test_a_cubic_allocation_without_room_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="give one|below 1"):
+    with pytest.raises(ValueError, match=r"give one|below 1"):
         AdaptConfig(allocation="cubic", **change)
