@@ -104,7 +104,8 @@ def read_qata_cov19(root: Path) -> Reading:
         _read_class(tally, folder, masks, _place(folder, QATA_PARTS | SPLIT_FOLDERS), "COVID-19")
         claimed.append(masks["infection"])
     if not claimed:
-        raise missing(tally.source, root, "folders with both Images/ and Ground-truths/", CLASS_DEPTH)
+        wanted = "folders with both Images/ and Ground-truths/"
+        raise missing(tally.source, root, wanted, CLASS_DEPTH)
     check_any_pair(tally, claimed)
     return tally.reading()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from adalora_qat.data.mask_codes import mask_kinds
 from adalora_qat.data.records import MASK_KINDS, Record
 from adalora_qat.errors import DataError
 
@@ -72,7 +73,7 @@ class Reading:
     @property
     def mask_counts(self) -> dict[str, int]:
         """Return how many records have each kind of mask."""
-        counts = Counter(kind for record in self.records for kind in record.masks)
+        counts = Counter(kind for record in self.records for kind in mask_kinds(record))
         return {kind: counts[kind] for kind in MASK_KINDS if counts[kind]}
 
     def summary(self) -> str:
@@ -95,9 +96,14 @@ class Tally:
     records: list[Record] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     found: int = 0
+    _ids: set[str] = field(default_factory=set)
 
     def use(self, record: Record) -> None:
-        """Count one file as found and used."""
+        """Count one file as found and used; a second of the same id is set aside."""
+        if record.id in self._ids:
+            self.leave(record.image, f"a second image of the name {record.id}")
+            return
+        self._ids.add(record.id)
         self.found += 1
         self.records.append(record)
 
@@ -218,9 +224,7 @@ def check_root(source: str, root: Path) -> None:
         raise DataError(f"{source}: {root} {state}; give the folder of the unpacked data set")
 
 
-def missing(
-    source: str, root: Path, looked_for: str, depth: int = SEARCH_DEPTH
-) -> DataError:
+def missing(source: str, root: Path, looked_for: str, depth: int = SEARCH_DEPTH) -> DataError:
     """Return the error for a data set that is not laid out as published."""
     return DataError(
         f"{source}: looked in {root} and up to {depth} levels below for {looked_for}; "
@@ -228,12 +232,12 @@ def missing(
     )
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Return the image files directly in a folder, by name."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
 
 
