@@ -10,7 +10,7 @@ Shapes: B images, N boxes per image, S model side, D embedding width (256), E em
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,12 +50,32 @@ class Variant:
             for stride in self.encoder.merge_strides:
                 factor *= stride
             return self.frame.side // factor
-        return self.frame.side // int(self.encoder.patch_size)  # type: ignore[arg-type]
+        return self.frame.side // int(self.encoder.patch_size)
 
     @property
     def low_res_side(self) -> int:
         """L, the side of the logits that the decoder gives."""
         return 4 * self.embedding_side
+
+    def at_side(self, side: int | None) -> Variant:
+        """Return the variant at another working resolution.
+
+        Raises
+        ------
+        ConfigError
+            If the encoder cannot work at it.
+        """
+        if side is None or side == self.frame.side:
+            return self
+        if not isinstance(self.encoder, TinyViTConfig):
+            raise ConfigError(
+                f"{self.name} has position embeddings for {self.frame.side} px; leave model.side "
+                "unset, or take a TinyViT variant"
+            )
+        step = self.frame.side // self.embedding_side
+        if side % step:
+            raise ConfigError(f"model.side={side} must be a multiple of {step} for {self.name}")
+        return replace(self, frame=replace(self.frame, side=side))
 
 
 def _vit(hidden: int, layers: int, heads: int, global_layers: tuple[int, ...]) -> SamVisionConfig:
@@ -244,12 +264,12 @@ class Segmenter(nn.Module):
 
 
 def random_segmenter(
-    name: str, seed: int, attention: Literal["sdpa", "eager"] = "sdpa"
+    name: str, seed: int, attention: Literal["sdpa", "eager"] = "sdpa", side: int | None = None
 ) -> Segmenter:
     """Build a variant with random weights, for tests and benchmarks only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        segmenter = Segmenter(variant(name), attention)
+        segmenter = Segmenter(variant(name).at_side(side), attention)
         # transformers starts SAM's relative positions at zero: a benchmark of their
         # attention, and a test of its equality, need them to matter.
         for key, parameter in segmenter.named_parameters():

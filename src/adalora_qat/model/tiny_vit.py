@@ -162,7 +162,8 @@ class TinyViTBlock(nn.Module):
         tokens = x.permute(0, 2, 3, 1)
         tokens = tokens + self._attend(tokens)
         tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (tokens + self.mlp(tokens)).permute(0, 3, 1, 2)
+        out: Tensor = (tokens + self.mlp(tokens)).permute(0, 3, 1, 2)
+        return out
 
     def _attend(self, tokens: Tensor) -> Tensor:
         batch, height, width, dim = tokens.shape
@@ -173,7 +174,7 @@ class TinyViTBlock(nn.Module):
         windows = padded.view(batch, rows, side, columns, side, dim).transpose(2, 3)
         attended = self.attn(windows.reshape(-1, side * side, dim))
         attended = attended.view(batch, rows, columns, side, side, dim).transpose(2, 3)
-        merged = attended.reshape(batch, rows * side, columns * side, dim)
+        merged: Tensor = attended.reshape(batch, rows * side, columns * side, dim)
         return merged[:, :height, :width]
 
 

@@ -107,14 +107,15 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
     """
     chosen = variant(config.variant)
     if config.init == "random":
-        return random_segmenter(chosen.name, seed=0), WeightsOrigin("random", None)
+        random = random_segmenter(chosen.name, seed=0, side=config.side)
+        return random, WeightsOrigin("random", None)
     where = config.weights or chosen.weights
     if where is None:
         raise CheckpointError(
             f"{chosen.name} has no weights that can be fetched; get the published file and "
             "set model.weights=FILE, or model.init=random for a benchmark"
         )
-    segmenter = Segmenter(chosen)
+    segmenter = Segmenter(chosen.at_side(config.side))
     state, origin = _fetch(where, chosen, cache or default_cache())
     load_strictly(segmenter, state, origin.source)
     return segmenter.eval(), origin

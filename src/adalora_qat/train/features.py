@@ -1,0 +1,93 @@
+"""Outputs of the frozen part of the encoder, computed once instead of at every epoch.
+
+Without augmentation an image never changes, and neither does what a frozen prefix makes of
+it: LiteMedSAM's convolutional stem, which holds no adapter, is half of its encoder's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from adalora_qat.data.dataset import SegmentationDataset
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.tiny_vit import TinyViT
+from adalora_qat.train.objective import Entry
+
+Progress = Callable[[int, int, str], None]
+
+
+def entry_for(segmenter: Segmenter, *, augmented: bool, stem_moves: bool) -> Entry:
+    """Return the deepest point up to which the network is a fixed function of the image.
+
+    ``stem_moves``: something in front of the first attention is trained (all weights, scales).
+    """
+    encoder = segmenter.image_encoder
+    if augmented or stem_moves or any(p.requires_grad for p in _stem_parameters(segmenter)):
+        return "image"
+    if not any(p.requires_grad for p in encoder.parameters()):
+        return "embedding"
+    # A ViT's stem is one convolution: keeping its output would cost more than making it.
+    return "stem" if isinstance(encoder, TinyViT) else "image"
+
+
+class Features:
+    """The kept features of a data set, in the order of its samples."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    @classmethod
+    @torch.no_grad()
+    def compute(
+        cls,
+        segmenter: Segmenter,
+        dataset: SegmentationDataset,
+        entry: Entry,
+        device: torch.device,
+        *,
+        autocast: Callable[[], torch.autocast],
+        chunk: int = 8,
+        progress: Progress | None = None,
+    ) -> Features:
+        """Run the prefix over the data set, in fixed chunks so that every run agrees bit for bit."""
+        encode = segmenter.image_encoder.stem if entry == "stem" else segmenter.encode
+        rows: Tensor | None = None
+        for start in range(0, len(dataset), chunk):
+            stop = min(start + chunk, len(dataset))
+            images = torch.stack([dataset[index].image for index in range(start, stop)])
+            with autocast():
+                part = encode(images.to(device))
+            if rows is None:
+                rows = part.new_empty((len(dataset), *part.shape[1:]))
+            rows[start:stop] = part
+            if progress is not None:
+                progress(stop, len(dataset), "frozen features")
+        return cls(torch.empty(0) if rows is None else rows)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Return the features of some samples, (B, …)."""
+        return self.rows[list(indices)]
+
+
+def bytes_needed(segmenter: Segmenter, entry: Entry, count: int) -> int:
+    """Return the float32 bytes that keeping the features of ``count`` images takes."""
+    side = segmenter.variant.embedding_side
+    if entry == "embedding":
+        return count * segmenter.variant.decoder_width * side * side * 4
+    encoder = segmenter.image_encoder
+    if entry == "stem" and isinstance(encoder, TinyViT):
+        stem_side = segmenter.variant.frame.side // (
+            encoder.config.patch_stride * encoder.config.merge_strides[0]
+        )
+        return count * encoder.config.dims[1] * stem_side**2 * 4
+    return 0
+
+
+def _stem_parameters(segmenter: Segmenter) -> Sequence[torch.nn.Parameter]:
+    encoder = segmenter.image_encoder
+    if isinstance(encoder, TinyViT):
+        return [*encoder.patch_embed.parameters(), *encoder.layers[0].parameters()]
+    return list(encoder.patch_embed.parameters())

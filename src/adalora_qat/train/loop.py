@@ -1,0 +1,354 @@
+"""The training loop: setup → fit → validate, resumable to the step.
+
+The order inside a step is fixed, and held by a test: backward → unscale → finite check →
+importance → clip → optimizer → rank mask → zero grad.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from adalora_qat.adapt.inject import svd_adapters
+from adalora_qat.adapt.rank_budget import RankBudget, RankEvent, after_step
+from adalora_qat.checkpoint import (
+    latest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from adalora_qat.data.dataset import SegmentationDataset
+from adalora_qat.errors import CheckpointError, TrainingError
+from adalora_qat.train.feed import Feed
+from adalora_qat.train.objective import Losses, Objective
+from adalora_qat.train.sampling import MicroBatch, plan_epoch
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a watcher is told after each optimizer step."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    val_dice: float | None
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What the loop needs to know, whatever the stage."""
+
+    stage: str
+    epochs: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    clip_norm: float | None = None
+    warmup_steps: int = 0
+    cosine: bool = False
+    patience: int | None = None
+    pruning: Mapping[int, int] = field(default_factory=dict)
+    """Epoch (1-based) → average rank, applied at its end."""
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class FitState:
+    """Where the loop stands, and what it has seen: saved with every checkpoint."""
+
+    epoch: int = 1
+    step_in_epoch: int = 0
+    step: int = 0
+    skipped: int = 0
+    best_dice: float = -math.inf
+    best_epoch: int = 0
+    steps: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+
+class Loop:
+    """Trains an objective on a feed and keeps its state on disk."""
+
+    def __init__(
+        self,
+        settings: FitSettings,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        train: Feed,
+        val: Feed,
+        folder: Path,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        self.settings, self.folder, self.on_step = settings, folder, on_step
+        self.accelerator, self.train, self.val = accelerator, train, val
+        self.plain = objective
+        self.parameters = trainable(objective.segmenter)
+        self.adapters = svd_adapters(objective.segmenter.image_encoder)
+        # Λ trains in both stages, but only a schedule needs its importance.
+        self.budget = RankBudget(self.adapters)
+        self.base_lr = [float(group["lr"]) for group in optimizer.param_groups]
+        self.raw_optimizer = optimizer
+        self.objective: nn.Module = accelerator.prepare_model(objective)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.state = FitState()
+        self.best: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+
+    def fit(self) -> FitState:
+        """Run every epoch that is left; return the state at the end."""
+        while self.state.epoch <= self.settings.epochs:
+            plan = self._plan(self.state.epoch)
+            self.train.set_epoch(self.state.epoch)
+            for micros in plan[self.state.step_in_epoch :]:
+                losses = self.optimizer_step(micros)
+                self._record(losses)
+                self._checkpoint_now_and_then()
+            self._end_epoch()
+            if self._patience_is_over():
+                break
+        self._take_best()
+        return self.state
+
+    def optimizer_step(self, micros: Sequence[MicroBatch]) -> Losses:
+        """Do one optimizer step from its micro-batches; return the losses it saw."""
+        self._set_learning_rates()
+        seen, ids = [], []
+        for number, micro in enumerate(micros, start=1):
+            tensors, names = self.train.batch(micro, self.accelerator.device)
+            ids += names
+            with self._sync(last=number == len(micros)):
+                with self.accelerator.autocast():
+                    losses = self.objective(tensors)
+                self.accelerator.backward(losses.total)
+            seen.append(torch.stack([term.detach() for term in losses]))
+        summed = self.accelerator.reduce(torch.stack(seen).sum(dim=0), reduction="mean")
+        self.accelerator.unscale_gradients(self.optimizer)
+        if self._finite(summed, ids):
+            if self.settings.pruning and self.adapters:
+                self.budget.accumulate(self.adapters)
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
+        self.optimizer.step()
+        after_step(self.adapters, self.raw_optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return Losses(*summed.unbind())
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Return the mean Dice on the validation samples, over all processes."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        total = torch.zeros(2, device=self.accelerator.device)
+        for first in range(rank * 8, len(self.val), world * 8):
+            indices = tuple(range(first, min(first + 8, len(self.val))))
+            micro = MicroBatch(indices, (1.0,) * len(indices))
+            tensors, _ = self.val.batch(micro, self.accelerator.device)
+            with self.accelerator.autocast():
+                dice = self.plain.dice(tensors)
+            total += torch.stack([dice.sum(), torch.ones_like(dice).sum()])
+        total = self.accelerator.reduce(total, reduction="sum")
+        return float(total[0] / total[1].clamp(min=1))
+
+    # -- inside an epoch -------------------------------------------------------------------
+
+    def _plan(self, epoch: int) -> list[list[MicroBatch]]:
+        return plan_epoch(
+            len(self.train),
+            self.settings.batch_size,
+            seed=self.settings.seed,
+            epoch=epoch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            accumulate=self.settings.accumulate,
+        )
+
+    def _sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        # Gradients travel between processes once a step, with the last micro-batch.
+        return nullcontext() if last else self.accelerator.no_sync(self.objective)
+
+    def _set_learning_rates(self) -> None:
+        factor = learning_rate_factor(
+            self.state.step,
+            self.settings.epochs * self.steps_per_epoch,
+            self.settings.warmup_steps,
+            cosine=self.settings.cosine,
+        )
+        for group, base in zip(self.raw_optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = base * factor
+
+    def _finite(self, losses: Tensor, ids: Sequence[str]) -> bool:
+        """Stop before harm: True if all is finite, False if loss scaling skips the step."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if bool(torch.isfinite(losses).all() & torch.isfinite(norm)):
+            return True
+        if self.accelerator.scaler is not None and bool(torch.isfinite(losses).all()):
+            self.state.skipped += 1
+            return False
+        what = "loss" if not bool(torch.isfinite(losses).all()) else "gradient"
+        self.optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"{self.settings.stage}: the {what} is not finite at epoch {self.state.epoch}, step "
+            f"{self.state.step + 1} (samples {', '.join(ids)}); no weight was changed. Look at "
+            "these samples, or lower the learning rate"
+        )
+
+    def _record(self, losses: Losses) -> None:
+        self.state.step += 1
+        self.state.step_in_epoch += 1
+        row = {name: float(value) for name, value in losses._asdict().items()}
+        self.state.steps.append({"epoch": self.state.epoch, "step": self.state.step, **row})
+        if self.on_step is not None:
+            last = self.state.epochs[-1]["val_dice"] if self.state.epochs else None
+            self.on_step(
+                StepReport(
+                    self.settings.stage,
+                    self.state.epoch,
+                    self.settings.epochs,
+                    self.state.step,
+                    self.settings.epochs * self.steps_per_epoch,
+                    row["total"],
+                    last,
+                )
+            )
+
+    # -- between epochs --------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        epoch = self.state.epoch
+        if epoch in self.settings.pruning:
+            self.budget.prune(
+                self.adapters, self.settings.pruning[epoch], epoch=epoch, step=self.state.step
+            )
+            if epoch == max(self.settings.pruning):
+                self.budget.compact(self.adapters, self.raw_optimizer)
+                # A DDP wrapper holds buffers of the old shapes.
+                self.objective = self.accelerator.prepare_model(self.plain)
+        dice = self.validate()
+        self.state.epochs.append({"epoch": epoch, "step": self.state.step, "val_dice": dice})
+        self._keep_best(dice)
+        self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
+        self.save()
+
+    def _keep_best(self, dice: float) -> None:
+        pruned = not self.settings.pruning or self.state.epoch >= max(self.settings.pruning)
+        # Before the last pruning the model is not yet of its final size.
+        if self.settings.patience is None or not pruned or dice <= self.state.best_dice:
+            return
+        self.state.best_dice, self.state.best_epoch = dice, self.state.epoch
+        self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _patience_is_over(self) -> bool:
+        if self.settings.patience is None or not self.best:
+            return False
+        return self.state.epoch - 1 - self.state.best_epoch >= self.settings.patience
+
+    @torch.no_grad()
+    def _take_best(self) -> None:
+        for name, tensor in self.best.items():
+            self.parameters[name].copy_(tensor)
+
+    # -- on disk ---------------------------------------------------------------------------
+
+    def _checkpoint_now_and_then(self) -> None:
+        if time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint from the main process."""
+        self.saved_at = time.monotonic()
+        if self.accelerator.is_main_process:
+            tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.parameters.items()}
+            tensors |= {f"mask.{name}": a.mask for name, a in self.adapters.items()}
+            tensors |= {f"budget.{k}": t for k, t in self.budget.state_dict().items()}
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+            tensors |= optimizer_tensors(self.raw_optimizer, self.parameters)
+            state = {
+                **vars(self.state),
+                "events": self.budget.history_json(),
+                "ranks": {name: adapter.rank for name, adapter in self.adapters.items()},
+                "processes": self.accelerator.num_processes,
+                "best_dice": self.state.best_dice if self.best else None,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            }
+            save_checkpoint(self.folder, self.state.step, tensors, state)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint, if there is one.
+
+        The segmenter must have been built at the checkpoint's ranks (``resumed_ranks``).
+
+        Raises
+        ------
+        CheckpointError
+            If it was written by another number of processes.
+        """
+        found = latest_checkpoint(self.folder)
+        if found is None:
+            return False
+        tensors, state = found
+        _check_processes(state["processes"], self.accelerator.num_processes)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+        for name, adapter in self.adapters.items():
+            adapter.mask.copy_(tensors[f"mask.{name}"])
+        self.budget.load_state_dict(_under("budget.", tensors))
+        self.budget.history = [RankEvent(**event) for event in state["events"]]
+        self.best = {
+            name: tensor.to(self.accelerator.device)
+            for name, tensor in _under("best.", tensors).items()
+        }
+        restore_optimizer(self.raw_optimizer, self.parameters, tensors)
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        own = {key: state[key] for key in vars(FitState())}
+        own["best_dice"] = -math.inf if own["best_dice"] is None else own["best_dice"]
+        self.state = FitState(**own)
+        return True
+
+
+def resumed_ranks(folder: Path) -> dict[str, int] | None:
+    """Return the adapter ranks at the newest checkpoint, or None without one."""
+    found = latest_checkpoint(folder)
+    return None if found is None else {name: int(r) for name, r in found[1]["ranks"].items()}
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, *, cosine: bool) -> float:
+    """Return the factor on every learning rate: a function of the step alone, so it resumes."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if not cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _check_processes(before: int, now: int) -> None:
+    if before != now:
+        raise CheckpointError(
+            f"the checkpoint was written by {before} processes and cannot continue exactly on "
+            f"{now}; start {before} processes, or train anew in another folder"
+        )

@@ -1,0 +1,99 @@
+"""What is minimised: the segmenter and its loss as one module, which DDP and compile wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adalora_qat.adapt.inject import svd_adapters
+from adalora_qat.adapt.svd_linear import orthogonality_penalty
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.train.losses import bce_loss, dice_loss, hard_dice, iou_loss
+
+Entry = Literal["image", "stem", "embedding"]
+"""Where a sample enters the network: frozen prefixes are computed once and kept."""
+
+
+class Losses(NamedTuple):
+    """The terms of one forward pass; ``total`` is what is differentiated."""
+
+    total: Tensor
+    bce: Tensor
+    dice: Tensor
+    ortho: Tensor
+    iou: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """λ_ortho of the paper's Eq. 2, and the weight of the predicted IoU's error."""
+
+    ortho: float = 0.0
+    iou: float = 0.0
+
+
+class Objective(nn.Module):
+    """L = L_BCE + L_Dice + λ_ortho·L_ortho (paper, Eq. 2; Eq. 4 without the last term).
+
+    To which λ_iou·L_iou is added, 0 by default. L_ortho is the mean over adapters of ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F, so that λ_ortho does not
+    depend on how many layers are adapted.
+    """
+
+    def __init__(self, segmenter: Segmenter, weights: LossWeights, entry: Entry) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.weights = weights
+        self.entry = entry
+
+    def forward(self, tensors: Mapping[str, Tensor]) -> Losses:
+        """Compute the weighted losses of a micro-batch.
+
+        ``tensors``: ``inputs`` (images, stem features or embeddings, by ``entry``), ``boxes``
+        (B, N, 4), ``masks`` (B, N, S, S), ``valid`` (B, 1, S, S), ``weights`` (B,).
+        """
+        logits, predicted_iou = self.logits(tensors["inputs"], tensors["boxes"])
+        # Sums over 65,536 pixels want float32, whatever the forward pass computed in.
+        logits = logits.to(torch.float32)
+        truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
+        weights = tensors["weights"]
+        bce = (weights * bce_loss(logits, truth, valid)).sum()
+        dice = (weights * dice_loss(logits, truth, valid)).sum()
+        # Also at weight 0: DDP wants a gradient, if a zero one, for every trainable parameter.
+        iou = (weights * iou_loss(predicted_iou.to(torch.float32), logits, truth, valid)).sum()
+        ortho = self._orthogonality(bce)
+        total = bce + dice + self.weights.ortho * ortho + self.weights.iou * iou
+        return Losses(total, bce, dice, ortho, iou)
+
+    def logits(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment from wherever ``inputs`` enter: logits (B, N, L, L), IoU (B, N)."""
+        if self.entry == "image":
+            embeddings = self.segmenter.encode(inputs)
+        elif self.entry == "stem":
+            embeddings = self.segmenter.image_encoder.trunk(inputs)
+        else:
+            embeddings = inputs
+        return self.segmenter.decode(embeddings, boxes)
+
+    def dice(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the hard Dice of each sample, (B,)."""
+        logits, _ = self.logits(tensors["inputs"], tensors["boxes"])
+        truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
+        return hard_dice(logits.to(torch.float32), truth, valid)
+
+    def _orthogonality(self, like: Tensor) -> Tensor:
+        adapters = svd_adapters(self.segmenter)
+        if not adapters or self.weights.ortho == 0:
+            return torch.zeros_like(like)
+        return orthogonality_penalty(adapters)
+
+
+def at_side(masks: Tensor, logits: Tensor) -> Tensor:
+    """Return masks (B, N, S, S) at the side of the logits: area means, so truth may be soft."""
+    if masks.shape[-2:] == logits.shape[-2:]:
+        return masks
+    return F.interpolate(masks, size=logits.shape[-2:], mode="area")
