@@ -97,7 +97,7 @@ def test_three_files_a_table(table: Table, tmp_path: Path) -> None:
 def test_metrics_are_named_with_their_units() -> None:
     assert metric_label("hd95_px") == "HD95 (px)"
     assert metric_label("assd_mm") == "ASSD (mm)"
-    assert metric_label("nsd_deepmind2d_2px") == "NSD (DeepMind 2D, 2 px)"
+    assert metric_label("nsd_medsam_2px") == "NSD (MedSAM protocol, 2 px)"
     assert metric_label("unknown") == "unknown"
     assert (metric_digits("dsc"), metric_digits("hd95_px"), metric_digits("nsd_medsam_2px")) == (
         4,

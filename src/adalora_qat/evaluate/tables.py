@@ -14,35 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adalora_qat.evaluate.metrics import METRICS
 from adalora_qat.files import write_text
 
 MISSING = "–"
 
-_METRIC_LABELS = {
-    "dsc": "DSC",
-    "iou": "IoU",
-    "nsd_deepmind2d_2px": "NSD (DeepMind 2D, 2 px)",
-    "nsd_medsam_2px": "NSD (MedSAM, 2 px)",
-    "nsd_deepmind2d_2mm": "NSD (DeepMind 2D, 2 mm)",
-    "boundary_iou": "Boundary IoU",
-    "precision": "Precision",
-    "recall": "Recall",
-    "seconds": "Seconds",
-    "score": "Predicted IoU",
-}
+_OTHER_LABELS = {"seconds": "Seconds", "score": "Predicted IoU"}
 
 
 def metric_label(name: str) -> str:
     """Return how print names a column of the per-case table: ``hd95_px`` → ``HD95 (px)``."""
-    if name in _METRIC_LABELS:
-        return _METRIC_LABELS[name]
-    stem, _, unit = name.rpartition("_")
-    return f"{stem.upper()} ({unit})" if unit in {"px", "mm"} else name
+    return METRICS[name].title if name in METRICS else _OTHER_LABELS.get(name, name)
 
 
 def metric_digits(name: str) -> int:
     """Return the decimals a metric deserves: four for shares of one, two for lengths."""
-    return 2 if name.endswith(("_px", "_mm")) and not name.startswith("nsd") else 4
+    return 2 if name in METRICS and METRICS[name].unit else 4
 
 
 @dataclass(frozen=True)
