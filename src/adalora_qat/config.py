@@ -44,7 +44,8 @@ class ModelConfig(Section):
 class PromptConfig(Section):
     """The box prompt drawn from the truth in training and validation."""
 
-    target: str = "lung"
+    target: str | tuple[str, ...] = "lung"
+    """A mask kind, or several: then each has its own box and mask in every sample."""
     jitter_px: Annotated[int, Field(ge=0)] = 5
     """Each box edge moves by a uniform integer in ±jitter_px, in model pixels."""
     oracle: Fraction = 0.0
@@ -56,7 +57,14 @@ class PromptConfig(Section):
     def _shares_add_up(self) -> PromptConfig:
         if self.oracle + self.whole_image > 1:
             raise ValueError("oracle + whole_image are shares of one whole: at most 1 together")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("target must name one mask kind, or several different ones")
         return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The mask kinds as a tuple, also where one is given."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 class AugmentConfig(Section):

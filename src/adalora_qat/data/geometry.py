@@ -29,6 +29,7 @@ from adalora_qat.errors import DataError
 __all__ = [
     "Frame",
     "FrameMap",
+    "Grey",
     "boxes_to_model",
     "boxes_to_original",
     "check_box",
@@ -38,11 +39,13 @@ __all__ = [
     "logits_to_original",
     "mask_box",
     "mask_to_model",
-    "normalise",
     "resize_grey",
+    "to_channels",
     "to_grey",
     "to_grey_float",
     "to_grey_uint8",
+    "to_input",
+    "unit_range",
     "whole_box",
 ]
 
@@ -162,27 +165,47 @@ def resize_grey(grey: Grey, frame_map: FrameMap) -> Grey:
     return np.clip(np.asarray(deep) + 0.5, 0, _WIDE).astype(np.uint16)
 
 
-def normalise(resized: Grey | NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
-    """Turn a resized channel (h, w) into the model's input (3, S, S), padding zero.
+def unit_range(resized: Grey, frame: Frame) -> NDArray[np.float32]:
+    """Bring a resized channel to 0–1: of its own range (minmax) or of its depth (imagenet).
 
     Raises
     ------
     DataError
-        If the image is of one colour or larger than the frame.
+        If the image is of one colour.
     """
-    h, w = resized.shape
-    if max(h, w) > frame.side:
-        raise DataError(f"resized image {h}x{w} is larger than the model side {frame.side}")
     low, high = resized.min(), resized.max()
     if low == high:
         raise DataError("the image is of one colour; give a radiograph")
-    canvas = np.zeros((3, frame.side, frame.side), dtype=np.float32)
     values = resized.astype(np.float32)
-    if frame.normalize == "minmax":
-        canvas[:, :h, :w] = (values - np.float32(low)) / (np.float32(high) - np.float32(low))
-    else:
-        unit = values / np.float32(_depth(resized))
-        canvas[:, :h, :w] = (unit - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]
+    if frame.normalize == "imagenet":
+        return values / np.float32(_depth(resized))
+    return (values - np.float32(low)) / (np.float32(high) - np.float32(low))
+
+
+def to_input(unit: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """Turn a channel (h, w) in 0–1 into the model's input (3, S, S), padding zero."""
+    channels = to_channels(unit, frame)
+    return channels if len(channels) == 3 else np.repeat(channels, 3, axis=0)
+
+
+def to_channels(unit: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """Return the channels of ``to_input`` that differ: (1, S, S) for minmax, else (3, S, S).
+
+    Raises
+    ------
+    DataError
+        If the channel is larger than the frame.
+    """
+    h, w = unit.shape
+    if max(h, w) > frame.side:
+        raise DataError(f"resized image {h}x{w} is larger than the model side {frame.side}")
+    channels = unit[None]
+    if frame.normalize == "imagenet":
+        channels = (unit - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]
+    if h == w == frame.side:
+        return channels
+    canvas = np.zeros((len(channels), frame.side, frame.side), dtype=np.float32)
+    canvas[:, :h, :w] = channels
     return canvas
 
 
@@ -205,7 +228,7 @@ def image_to_model(image: NDArray[Any], frame: Frame) -> tuple[NDArray[np.float3
     """
     grey = to_grey(image)
     frame_map = FrameMap(grey.shape[0], grey.shape[1], frame.side)
-    return normalise(resize_grey(grey, frame_map), frame), frame_map
+    return to_input(unit_range(resize_grey(grey, frame_map), frame), frame), frame_map
 
 
 def mask_to_model(mask: NDArray[Any], frame_map: FrameMap) -> NDArray[np.float32]:
