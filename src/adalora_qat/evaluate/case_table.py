@@ -95,11 +95,13 @@ def read_cases(path: Path | str) -> pd.DataFrame:
 
 def _read_file(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
-        # Only an empty field is missing: "NA" and "null" are possible ids and labels.
-        text = dict.fromkeys(TEXT_COLUMNS, "object")
-        return pd.read_csv(
-            file, dtype=text, keep_default_na=False, na_values=[""], float_precision="round_trip"
-        )
+        # Only an empty field is missing: "NA" and "null" are possible ids and labels. Numbers
+        # are converted from their text, which is exact to the last bit.
+        text = pd.read_csv(file, dtype="object", keep_default_na=False, na_values=[""])
+        whole = {
+            column: text[column].astype("float64") for column in WHOLE_COLUMNS if column in text
+        }
+        return text.assign(**whole)
     return pd.read_parquet(file)
 
 
