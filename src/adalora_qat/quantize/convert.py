@@ -12,6 +12,8 @@ Its forward is a float simulation, bit-identical to the fake-quantized layer's i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -114,6 +116,15 @@ class QuantizedLayer(nn.Module):
             return self.bias
         return self.bias_int32.to(torch.float32) * (self.input_scale * self.weight_scale)
 
+    def to_float(self) -> nn.Module:
+        """Return the float32 layer with the dequantized weight and bias."""
+        layer = self.operator.empty_layer(tuple(self.weight_int8.shape))
+        layer.weight = nn.Parameter(self.weight.detach().clone())
+        bias = self.float_bias()
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone())
+        return layer.train(self.training)
+
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
         return f"{tuple(self.weight_int8.shape)}, {self.numerics}"
@@ -206,18 +217,54 @@ def integer_layers(model: nn.Module) -> dict[str, QuantizedLayer | DequantizedPa
     }
 
 
-def replace_parameter(
+@torch.no_grad()
+def dequantize(model: nn.Module) -> nn.Module:
+    """Replace every integer layer by the float32 layer it stands for, in place; return the model.
+
+    The inverse of prepare and convert, but for what rounding lost: weights and biases are the
+    dequantized ones, and activations are float32 again. Names are the float model's own.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in integer_layers(model).items():
+        if isinstance(layer, QuantizedLayer):
+            replacements[layer] = layer.to_float()
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        _plain_parameter(module, leaf, getattr(module, leaf).clone())
+    replace_modules(model, replacements)
+    return model
+
+
+def store_parameter(
     model: nn.Module, name: str, integers: Tensor, dequantized: DequantizedParameter
 ) -> None:
     """Store a bare parameter as int8 behind a parametrization that dequantizes it."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if parametrize.is_parametrized(module, leaf):
-        parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+        # Swapped within the list: remove_parametrizations would take the property off a class
+        # that deep copies of the model share.
+        stored: Any = module.parametrizations[leaf]  # type: ignore[index]
+        stored[0] = dequantized
+        del stored.original
+        stored.register_buffer("original", integers)
+        return
     delattr(module, leaf)
     module.register_buffer(leaf, integers)
     # unsafe: the parametrization changes the dtype, which is what it is for.
     parametrize.register_parametrization(module, leaf, dequantized, unsafe=True)
+
+
+def _plain_parameter(module: nn.Module, leaf: str, value: Tensor) -> None:
+    parametrizations: Any = module.parametrizations
+    del parametrizations[leaf]
+    if len(parametrizations):
+        raise ConfigError(f"{leaf} shares its module with a parametrization that is not ours")
+    # Only this instance goes back to its class: see ``store_parameter``.
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    module.register_parameter(leaf, nn.Parameter(value))
 
 
 def _convert_layer(layer: FakeQuantLayer) -> QuantizedLayer:
@@ -254,7 +301,7 @@ def _convert_parameter(model: nn.Module, name: str, quantizer: FakeQuantParamete
     numerics = LayerNumerics(weight=quantizer.numerics)
     dequantized = DequantizedParameter(name, numerics, tuple(master.shape)).to(master.device)
     dequantized.scale.copy_(_buffer(quantizer))
-    replace_parameter(model, name, integers, dequantized)
+    store_parameter(model, name, integers, dequantized)
 
 
 def _buffer(quantizer: FakeQuantizer) -> Tensor:

@@ -36,17 +36,19 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, limit: float) -> Tensor:
         rounded = (values.to(torch.float32) / scale).round_()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(rounded.abs() <= limit, scale)
+        if not ctx.needs_input_grad[0]:
+            return rounded.clamp_(-limit, limit).to(values.dtype)
+        clipped = rounded.clamp(-limit, limit)
+        ctx.save_for_backward(rounded == clipped, scale)
         # Integers up to 127 are exact in bfloat16 and float16 too.
-        return rounded.clamp_(-limit, limit).to(values.dtype)
+        return clipped.to(values.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         inside, scale = ctx.saved_tensors
         gradient = gradients[0]
-        return (gradient * inside / scale).to(gradient.dtype), None, None
+        return (gradient * inside).div_(scale), None, None
 
 
 class _FakeQuantize(torch.autograd.Function):

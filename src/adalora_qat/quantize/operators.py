@@ -76,6 +76,26 @@ class Operator:
         flat = scale.reshape(-1)
         return flat[:, None, None] if self.kind in ("conv", "conv_transpose") else flat
 
+    def empty_layer(self, shape: tuple[int, ...]) -> nn.Module:
+        """Return a float layer of this geometry on the meta device, without bias."""
+        if self.kind == "linear":
+            return nn.Linear(shape[1], shape[0], bias=False, device="meta")
+        if self.kind == "embedding":
+            return nn.Embedding(shape[0], shape[1], device="meta")
+        rest: dict[str, Any] = {
+            "kernel_size": shape[2:],
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": False,
+            "device": "meta",
+        }
+        if self.kind == "conv":
+            return nn.Conv2d(shape[1] * self.groups, shape[0], **rest)
+        rest["output_padding"] = self.output_padding
+        return nn.ConvTranspose2d(shape[0], shape[1], **rest)
+
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return what kind of quantizable layer a module is, or None."""
@@ -143,6 +163,8 @@ def integer_forward(
     """
     accumulated = operator(x, weight, bias)
     scale = operator.per_output(input_scale * weight_scale)
+    if accumulated.dtype == torch.float32 and not (scale.requires_grad):
+        return accumulated.mul_(scale)
     return (accumulated * scale).to(accumulated.dtype)
 
 
