@@ -17,7 +17,7 @@ class ConvNorm(nn.Module):
 
 
 def settled(norm: nn.BatchNorm2d, seed: int = 0) -> nn.BatchNorm2d:
-    """A norm with statistics and weights that matter, some of them extreme."""
+    """Give a norm statistics and weights that matter, some of them extreme."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (norm.running_mean, norm.weight, norm.bias):

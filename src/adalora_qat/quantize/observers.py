@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from adalora_qat.quantize.numerics import Numerics, as_rows, scale_of, to_integers
 
 _BINS = 2048
-_CANDIDATES = 100
+_COARSE = 25
+_FINE = [step / (5 * _COARSE) for step in (4, 3, 2, 1, -1, -2, -3, -4)]
 _EMA_MOMENTUM = 0.9
 
 
@@ -144,20 +145,24 @@ def weight_threshold(weight: Tensor, numerics: Numerics, channel_axis: int) -> T
 def _least_squares(magnitudes: Tensor, counts: Tensor, limit: int) -> Tensor:
     """Return for each row (M, n) the threshold with the least squared quantization error.
 
-    A plain search over fractions of the largest magnitude that occurs: 0.01, 0.02, …, 1.
+    A search over fractions of the largest magnitude that occurs: 0.04, 0.08, …, 1, then
+    finer around the best of each row. Ties go to the larger threshold.
     """
     largest = torch.where(counts > 0, magnitudes, torch.zeros_like(magnitudes)).amax(dim=1)
+    best = torch.ones_like(largest)
     best_error = torch.full_like(largest, float("inf"))
-    best = largest
-    for step in range(_CANDIDATES, 0, -1):
-        threshold = largest * (step / _CANDIDATES)
-        scale = scale_of(threshold, limit)[:, None].to(magnitudes)
-        error = magnitudes - to_integers(magnitudes, scale, limit) * scale
-        total = (error.square() * counts).sum(dim=1)
-        better = total < best_error
-        best = torch.where(better, threshold, best)
-        best_error = torch.where(better, total, best_error)
-    return best
+    coarse = [step / _COARSE for step in range(_COARSE, 0, -1)]
+    for offsets in (coarse, _FINE):
+        centre = torch.zeros_like(best) if offsets is coarse else best
+        for offset in offsets:
+            share = (centre + offset).clamp(max=1)
+            scale = scale_of(largest * share, limit)[:, None].to(magnitudes)
+            error = magnitudes - to_integers(magnitudes, scale, limit) * scale
+            total = (error.square_() * counts).sum(dim=1)
+            better = total < best_error
+            best = torch.where(better, share, best)
+            best_error = torch.where(better, total, best_error)
+    return largest * best
 
 
 def _largest(values: Tensor) -> Tensor:
