@@ -295,9 +295,11 @@ def mask_box(mask: NDArray[Any]) -> NDArray[np.float64]:
     DataError
         If the mask has no foreground.
     """
-    columns, rows = (np.flatnonzero((mask > 0).any(axis=axis)) for axis in (0, 1))
-    if columns.size == 0:
+    foreground = mask if mask.dtype == np.bool_ else mask > 0
+    rows = np.flatnonzero(foreground.any(axis=1))
+    if rows.size == 0:
         raise DataError("the mask has no foreground, so no box can be drawn round it")
+    columns = np.flatnonzero(foreground[rows[0] : rows[-1] + 1].any(axis=0))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
 
 
