@@ -17,9 +17,8 @@ from adalora_qat.evaluate.cases import (
     NO_BOX,
     Alteration,
     evaluate_cases,
-    load_truth,
-    mask_path,
 )
+from adalora_qat.evaluate.mask_files import mask_path
 from adalora_qat.evaluate.metrics import METRICS
 from adalora_qat.predictor import Prediction
 
@@ -178,8 +177,6 @@ def test_a_truth_of_another_size_is_resized_and_said_so(
     small[2:10, 2:5] = True
     path = write(tmp_path / "small.png", small)
     other = Record("set/x", "set", records[0].image, {"lung": path})
-    mask, resized = load_truth(other, "lung", (H, W))
-    assert resized and np.array_equal(mask, np.kron(small, np.ones((2, 2), bool)))
     table = evaluate_cases(Threshold(), [records[0], other], ["lung"], out=tmp_path / "o")
     assert table["truth_resized"].tolist() == [0, 1]
     assert json.loads((tmp_path / "o" / "cases.json").read_text())["truth_resized"] == 1
@@ -323,8 +320,3 @@ def test_a_broken_image_stops_the_run_by_name(records: list[Record], tmp_path: P
     bad = dataclasses.replace(records[2], image=broken)
     with pytest.raises(DataError, match=r"broken\.png"):
         evaluate_cases(Threshold(), [*records[:2], bad], ["lung"], out=tmp_path / "o")
-
-
-def test_mask_files_of_two_cases_never_coincide(tmp_path: Path) -> None:
-    assert mask_path(tmp_path, "set/a b", "lung") != mask_path(tmp_path, "set/a_b", "lung")
-    assert mask_path(tmp_path, "../../x", "lung").parent == tmp_path / "masks"

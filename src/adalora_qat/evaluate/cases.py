@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,18 +22,17 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
-from adalora_qat.data.geometry import load_image, load_mask
+from adalora_qat.data.geometry import load_image
 from adalora_qat.data.records import MASK_KINDS, Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
 from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
 from adalora_qat.evaluate.fingerprint import answer_fingerprint, records_fingerprint
 from adalora_qat.evaluate.journal import Journal
+from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
 from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
-from adalora_qat.files import atomic_write
 from adalora_qat.predictor import Prediction, Predictor
 
 Mask = NDArray[np.bool_]
@@ -263,7 +261,7 @@ class _Run:
         if prediction is None:
             return row | {"status": NO_BOX, "empty": "truth", "boxes_in_call": 0}
         if self.masks_in is not None:
-            _save_mask(mask_path(self.masks_in, record.id, target), prediction)
+            save_mask(mask_path(self.masks_in, record.id, target), prediction)
         box = answer.boxes[target]
         row |= {f"box_{edge}": float(v) for edge, v in zip(_EDGES, box, strict=True)}
         return row | {
@@ -286,37 +284,6 @@ _EMPTY = {
     (True, False): "prediction",
     (False, False): "both",
 }
-
-
-def load_truth(record: Record, target: str, size: tuple[int, ...]) -> tuple[Mask, bool]:
-    """Read a true mask at the image's size (H, W); parts are joined.
-
-    Returns
-    -------
-    mask : (H, W) bool.
-    resized : whether the file had another size and was resized by nearest neighbour.
-    """
-    parts = record.mask_parts(target)
-    if not parts:
-        raise DataError(f"{record.id} gives no {target} mask")
-    height, width = size
-    whole, resized = np.zeros((height, width), dtype=np.bool_), False
-    for path in parts:
-        mask = load_mask(path)
-        if mask.shape != (height, width):
-            resized = True
-            nearest = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-            mask = np.asarray(nearest, dtype=np.bool_)
-        whole |= mask
-    return whole, resized
-
-
-def mask_path(out: Path, case_id: str, target: str) -> Path:
-    """Return where ``save_masks`` puts the predicted mask of a case."""
-    safe = re.sub(r"[^\w.-]", "_", case_id)
-    # Two ids that differ only in a replaced character must not share a file.
-    tag = hashlib.sha256(case_id.encode()).hexdigest()[:8]
-    return out / "masks" / f"{safe}-{tag}-{target}.png"
 
 
 def _choose(records: Sequence[Record], targets: Sequence[str]) -> list[Record]:
@@ -408,8 +375,3 @@ def _check_altered(
                 f"alteration {alteration.name} makes {record.id} {image.shape[:2]} but its mask "
                 f"{mask.shape}; give the alteration a mask function of the same geometry"
             )
-
-
-def _save_mask(path: Path, mask: Mask) -> None:
-    with atomic_write(path) as temporary:
-        Image.fromarray(mask).save(temporary, format="PNG")
