@@ -13,13 +13,13 @@ from scipy import ndimage
 from scipy.spatial.distance import directed_hausdorff
 
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.contours import contour_distances
 from adalora_qat.evaluate.metrics import (
     METRICS,
     assd,
     band_px,
     boundary_iou,
     case_metrics,
-    contour_distances,
     dice,
     hd95,
     iou,

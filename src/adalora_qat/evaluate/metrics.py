@@ -43,12 +43,16 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from adalora_qat.errors import DataError
-
-Mask = NDArray[np.bool_]
-Spacing = tuple[float, float]
+from adalora_qat.evaluate.contours import (
+    ContourDistances,
+    Mask,
+    Spacing,
+    contour_distances,
+    crop,
+    neighbour_codes,
+)
 
 TOLERANCE = 2.0
 """Of both NSD variants: 2 px as in the MedSAM protocol, and 2 mm where spacing is known."""
@@ -141,7 +145,7 @@ def nsd_medsam(truth: Mask, prediction: Mask, tolerance: float = TOLERANCE) -> f
     every corner that touches a foreground pixel is a surface element.
     """
     truth, prediction = _checked(truth, prediction)
-    return _nsd_medsam(*_crop(truth, prediction), tolerance)
+    return _nsd_medsam(*crop(truth, prediction), tolerance)
 
 
 def hd95(truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)) -> float:
@@ -176,7 +180,7 @@ def boundary_iou(truth: Mask, prediction: Mask, share: float = BOUNDARY_SHARE) -
     authors' code. The image's edge counts as contour.
     """
     truth, prediction = _checked(truth, prediction)
-    return _boundary_iou(*_crop(truth, prediction), band_px(truth.shape, share))
+    return _boundary_iou(*crop(truth, prediction), band_px(truth.shape, share))
 
 
 def band_px(shape: tuple[int, ...], share: float = BOUNDARY_SHARE) -> int:
@@ -206,7 +210,7 @@ def case_metrics(
     truth, prediction = _checked(truth, prediction)
     if spacing_mm is not None:
         _check_spacing(spacing_mm)
-    cropped = _crop(truth, prediction)
+    cropped = crop(truth, prediction)
     values = _overlaps(*cropped)
     values["nsd_medsam_2px"] = _nsd_medsam(*cropped, TOLERANCE)
     values["boundary_iou"] = _boundary_iou(*cropped, band_px(truth.shape))
@@ -217,78 +221,6 @@ def case_metrics(
         in_mm = pixels.scaled(row) if row == column else contour_distances(*cropped, spacing_mm)
         values |= _distance_metrics(in_mm, truth, prediction, spacing_mm, "mm")
     return {name: values[name] for name in METRICS if name in values}
-
-
-@dataclass(frozen=True)
-class ContourDistances:
-    """Distances between two contours: the expensive pass; its methods only reduce.
-
-    Attributes
-    ----------
-    truth_to_prediction, prediction_to_truth : (n,) (m,) float64, from each contour element
-        to the nearest element of the other contour.
-    truth_lengths, prediction_lengths : (n,) (m,) float64, length of the contour per element.
-    """
-
-    truth_to_prediction: NDArray[np.float64]
-    prediction_to_truth: NDArray[np.float64]
-    truth_lengths: NDArray[np.float64]
-    prediction_lengths: NDArray[np.float64]
-
-    def nsd(self, tolerance: float) -> float:
-        """Return the share of both contours within ``tolerance`` of the other."""
-        within = self.truth_lengths[self.truth_to_prediction <= tolerance].sum()
-        within += self.prediction_lengths[self.prediction_to_truth <= tolerance].sum()
-        return float(within / self._total())
-
-    def hausdorff(self, percent: float) -> float:
-        """Return the larger directed percentile; 100 is the Hausdorff distance."""
-        return max(
-            _weighted_percentile(self.truth_to_prediction, self.truth_lengths, percent),
-            _weighted_percentile(self.prediction_to_truth, self.prediction_lengths, percent),
-        )
-
-    def mean(self) -> float:
-        """Return the length-weighted mean over both contours."""
-        total = self.truth_to_prediction @ self.truth_lengths
-        total += self.prediction_to_truth @ self.prediction_lengths
-        return float(total / self._total())
-
-    def scaled(self, factor: float) -> ContourDistances:
-        """Return the same distances in another unit."""
-        return ContourDistances(
-            self.truth_to_prediction * factor,
-            self.prediction_to_truth * factor,
-            self.truth_lengths * factor,
-            self.prediction_lengths * factor,
-        )
-
-    def _total(self) -> float:
-        return float(self.truth_lengths.sum() + self.prediction_lengths.sum())
-
-
-def contour_distances(
-    truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)
-) -> ContourDistances:
-    """Measure the distances between the contours of two masks; arrays are empty if one is.
-
-    A k-d tree over the contour elements is exact like a distance transform, takes any
-    spacing, and at 512 × 512 is ten times faster: contours are thin.
-    """
-    lengths = _contour_lengths(spacing)
-    codes = [_neighbour_codes(mask) for mask in _crop(truth, prediction)]
-    contours = [np.nonzero((code != 0) & (code != 15)) for code in codes]
-    points = [np.stack(contour, axis=1) * np.asarray(spacing) for contour in contours]
-    if not len(points[0]) or not len(points[1]):
-        nothing = np.zeros(0)
-        return ContourDistances(nothing, nothing, nothing, nothing)
-    trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
-    return ContourDistances(
-        trees[1].query(points[0])[0],
-        trees[0].query(points[1])[0],
-        lengths[codes[0][contours[0]]],
-        lengths[codes[1][contours[1]]],
-    )
 
 
 def _distance_metrics(
@@ -322,7 +254,7 @@ def _nsd_medsam(truth: Mask, prediction: Mask, tolerance: float) -> float:
     overlap = _overlaps(truth, prediction)["dsc"]
     if overlap <= MEDSAM_MIN_DICE or not truth.any():
         return 1.0 if overlap == 1 else 0.0
-    codes = [_neighbour_codes(mask) for mask in (truth, prediction)]
+    codes = [neighbour_codes(mask) for mask in (truth, prediction)]
     areas = [_ONE_SLICE_AREAS[code] for code in codes]
     surfaces = [(code != 0).astype(np.uint8) for code in codes]
     # "Within the tolerance of the other surface" is that surface grown by a disk.
@@ -345,27 +277,6 @@ def _boundary_iou(truth: Mask, prediction: Mask, width: int) -> float:
     return _overlaps(bands[0], bands[1])["iou"]
 
 
-def _neighbour_codes(mask: Mask) -> NDArray[np.uint8]:
-    """Return (H+1, W+1): for each pixel corner, its four pixels as bits (row by row, 8 to 1)."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    return np.asarray(
-        8 * padded[:-1, :-1] + 4 * padded[:-1, 1:] + 2 * padded[1:, :-1] + padded[1:, 1:],
-        dtype=np.uint8,
-    )
-
-
-def _contour_lengths(spacing: Spacing) -> NDArray[np.float64]:
-    """Return the contour length inside a 2×2 neighbourhood, by its code (marching squares)."""
-    row, column = spacing
-    corner = 0.5 * math.hypot(row, column)
-    lengths = np.full(16, corner)
-    lengths[[0b0000, 0b1111]] = 0
-    lengths[[0b0011, 0b1100]] = column
-    lengths[[0b0101, 0b1010]] = row
-    lengths[[0b0110, 0b1001]] = 2 * corner
-    return lengths
-
-
 def _one_slice_areas() -> NDArray[np.float64]:
     """Return the surface inside 2×2×2 voxels, one layer empty, by the code of the other.
 
@@ -383,16 +294,6 @@ def _one_slice_areas() -> NDArray[np.float64]:
 _ONE_SLICE_AREAS = _one_slice_areas()
 
 
-def _weighted_percentile(
-    distances: NDArray[np.float64], weights: NDArray[np.float64], percent: float
-) -> float:
-    """Return the first distance at which ``percent`` of the weight is reached."""
-    order = np.lexsort((weights, distances))
-    reached = np.cumsum(weights[order]) / np.sum(weights)
-    index = min(int(np.searchsorted(reached, percent / 100)), len(order) - 1)
-    return float(distances[order[index]])
-
-
 def _empty_value(truth: Mask, prediction: Mask, *, worst: float, best: float) -> float | None:
     empty = int(not truth.any()) + int(not prediction.any())
     return (None, worst, best)[empty]
@@ -400,15 +301,6 @@ def _empty_value(truth: Mask, prediction: Mask, *, worst: float, best: float) ->
 
 def _diagonal(shape: tuple[int, ...], spacing: Spacing) -> float:
     return math.hypot(shape[0] * spacing[0], shape[1] * spacing[1])
-
-
-def _crop(truth: Mask, prediction: Mask) -> tuple[Mask, Mask]:
-    union = truth | prediction
-    rows, columns = (np.flatnonzero(union.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return truth[:1, :1], prediction[:1, :1]
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    return truth[box], prediction[box]
 
 
 def _checked(truth: Any, prediction: Any) -> tuple[Mask, Mask]:
