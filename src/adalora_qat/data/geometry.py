@@ -178,8 +178,11 @@ def unit_range(resized: Grey, frame: Frame) -> NDArray[np.float32]:
         raise DataError("the image is of one colour; give a radiograph")
     values = resized.astype(np.float32)
     if frame.normalize == "imagenet":
-        return values / np.float32(_depth(resized))
-    return (values - np.float32(low)) / (np.float32(high) - np.float32(low))
+        values /= np.float32(_depth(resized))
+        return values
+    values -= np.float32(low)
+    values /= np.float32(high) - np.float32(low)
+    return values
 
 
 def to_input(unit: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
