@@ -39,10 +39,12 @@ from adalora_qat.files import atomic_write, sha256_file, write_json, write_text
 from adalora_qat.model.sam import Segmenter, variant
 from adalora_qat.model.weights import load_strictly
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.layers import FakeQuantLayer
 from adalora_qat.quantize.policy import load_policy, parse_policy
 from adalora_qat.quantize.prepare import prepare, quantized_layers
 
 FORMAT = "adalora-qat/1"
+_KEY = "adalora_qat"
 MODEL_FILE = "model.safetensors"
 
 
@@ -108,13 +110,10 @@ def save_model(segmenter: Segmenter, path: Path, config: RunConfig, stage: str) 
         "side": segmenter.variant.frame.side,
         "stage": stage,
         "adapt": config.adapt.model_dump(mode="json"),
-        "ranks": {
-            name: adapter.rank for name, adapter in adapters(segmenter.image_encoder).items()
-        },
+        "ranks": _ranks(segmenter),
         "quantize": _quantization(segmenter, config.quantize),
     }
-    metadata = {"format": FORMAT, "model": json.dumps(description)}
-    return write_tensors(path, segmenter.state_dict(), metadata)
+    return write_tensors(path, segmenter.state_dict(), description)
 
 
 def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -125,10 +124,7 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     CheckpointError
         If the file is damaged, of another format, or does not fit its own description.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by adalora-qat (format {FORMAT})")
-    description: dict[str, Any] = json.loads(metadata["model"])
+    tensors, description = read_tensors(path)
     segmenter = Segmenter(variant(description["variant"]).at_side(description["side"]))
     if description["ranks"]:
         config = AdaptConfig.model_validate(description["adapt"])
@@ -142,29 +138,37 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     return segmenter.eval(), description
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Write tensors as safetensors, atomically; return the file's SHA-256."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Write tensors and a JSON header as safetensors, atomically; return the file's SHA-256."""
     # safetensors refuses tensors that share memory, and wants them contiguous.
     plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    # One metadata key only: safetensors writes several in no fixed order, and equal content
+    # is to give equal bytes.
+    metadata = {_KEY: json.dumps({"format": FORMAT, **header})}
     with atomic_write(path) as temporary:
-        save_file(plain, temporary, dict(metadata))
+        save_file(plain, temporary, metadata)
     return sha256_file(path)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file with its header.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a safetensors file with its JSON header.
 
     Raises
     ------
     CheckpointError
-        If it is missing or damaged.
+        If it is missing, damaged, or was not written by ``write_tensors``.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+            header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            if header.pop("format", None) != FORMAT:
+                raise CheckpointError(f"{path} was not written by adalora-qat (format {FORMAT})")
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore or delete it") from error
 
 
@@ -172,8 +176,7 @@ def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> None:
     """Write a checkpoint and remove all but the newest ``keep``."""
-    metadata = {"format": FORMAT, "state": json.dumps(state)}
-    write_tensors(folder / f"step-{step:08d}.safetensors", tensors, metadata)
+    write_tensors(folder / f"step-{step:08d}.safetensors", tensors, state)
     for old in _checkpoints(folder)[:-keep]:
         old.unlink()
 
@@ -183,8 +186,7 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] 
     files = _checkpoints(folder)
     if not files:
         return None
-    tensors, metadata = read_tensors(files[-1])
-    return tensors, json.loads(metadata["state"])
+    return read_tensors(files[-1])
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -255,12 +257,29 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
+def _ranks(segmenter: Segmenter) -> dict[str, int]:
+    """Return adapter → rank, by the names that ``inject`` knows, inside the image encoder."""
+    # A quantized adapter is the child ``layer`` of its wrapper.
+    wrapped = {
+        layer.layer: name
+        for name, layer in quantized_layers(segmenter.image_encoder).items()
+        if isinstance(layer, FakeQuantLayer)
+    }
+    found = adapters(segmenter.image_encoder)
+    return {
+        wrapped.get(adapter, name).removeprefix("image_encoder."): adapter.rank
+        for name, adapter in found.items()
+    }
+
+
 def _quantization(segmenter: Segmenter, config: QuantizeConfig) -> dict[str, Any] | None:
     if not quantized_layers(segmenter):
         return None
     policy = load_policy(config.policy)
     return {
-        "policy": yaml.safe_dump(policy.model_dump(mode="json", exclude_unset=True), sort_keys=False),
+        "policy": yaml.safe_dump(
+            policy.model_dump(mode="json", exclude_unset=True), sort_keys=False
+        ),
         "options": config.model_dump(mode="json"),
     }
 

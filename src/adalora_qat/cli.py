@@ -159,17 +159,17 @@ def train(
 ) -> None:
     """Train both stages; the same command continues an interrupted run."""
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.data.splits import read_manifest, records_of
+    from adalora_qat.data.splits import read_manifest
     from adalora_qat.train.stages import Resources, Training
 
     config = load_config(recipe, overrides or [])
-    manifest, target = read_manifest(data), config.data.prompt.target
+    manifest = read_manifest(data)
     run = RunFolder.create(out, config)
     with _watching() as watch:
         training = Training(
             run,
-            records_of(manifest, "train", target),
-            records_of(manifest, "val", target),
+            _labelled(manifest, "train", config.data.prompt.targets),
+            _labelled(manifest, "val", config.data.prompt.targets),
             Resources(cpu=cpu, on_step=watch.on_step, progress=watch.progress),
         )
         if stage in (None, 1):
@@ -247,9 +247,7 @@ def segment(
     image: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     model: Annotated[Path, typer.Option("--model", help="An exported ONNX file.")],
     out: Out,
-    box: Annotated[
-        str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the original.")
-    ] = None,
+    box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the original.")] = None,
     boxes: Annotated[
         Path | None, typer.Option(help="CSV with the columns file,x0,y0,x1,y1.")
     ] = None,
@@ -368,6 +366,13 @@ def _pairs(given: Sequence[str]) -> dict[str, Path]:
             raise DataError(f"{item!r} must have the form NAME=PATH, as in jsrt=data/jsrt")
         pairs[name] = Path(path)
     return pairs
+
+
+def _labelled(manifest: Any, split: str, targets: Sequence[str]) -> list[Any]:
+    from adalora_qat.data.splits import records_of
+
+    records = records_of(manifest, split)
+    return [record for record in records if all(map(record.mask_parts, targets))]
 
 
 def _box(text: str | None) -> list[float] | None:

@@ -32,9 +32,7 @@ class TorchPredictor:
         return self._name
 
     @torch.inference_mode()
-    def predict(
-        self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None
-    ) -> Prediction:
+    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
 
         Raises

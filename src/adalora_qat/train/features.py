@@ -52,7 +52,7 @@ class Features:
         chunk: int = 8,
         progress: Progress | None = None,
     ) -> Features:
-        """Run the prefix over the data set, in fixed chunks so that every run agrees bit for bit."""
+        """Run the prefix over the data set, in fixed chunks, so that runs agree to the bit."""
         encode = segmenter.image_encoder.stem if entry == "stem" else segmenter.encode
         rows: Tensor | None = None
         for start in range(0, len(dataset), chunk):

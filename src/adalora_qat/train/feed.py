@@ -24,9 +24,7 @@ class Feed:
         """Draw the prompts and augmentation of this epoch."""
         self.dataset.set_epoch(epoch)
 
-    def batch(
-        self, micro: MicroBatch, device: torch.device
-    ) -> tuple[dict[str, Tensor], list[str]]:
+    def batch(self, micro: MicroBatch, device: torch.device) -> tuple[dict[str, Tensor], list[str]]:
         """Return the tensors of ``Objective.forward`` and the names of the samples."""
         batch = collate([self.dataset[index] for index in micro.indices])
         inputs = batch.images if self.features is None else self.features.take(micro.indices)

@@ -19,14 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adalora_qat.adapt.inject import svd_adapters
-from adalora_qat.adapt.rank_budget import RankBudget, RankEvent, after_step
+from adalora_qat.adapt.rank_budget import RankBudget, after_step
 from adalora_qat.checkpoint import (
     latest_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
-from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.errors import CheckpointError, TrainingError
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.objective import Losses, Objective
@@ -235,6 +234,7 @@ class Loop:
             )
             if epoch == max(self.settings.pruning):
                 self.budget.compact(self.adapters, self.raw_optimizer)
+                self.parameters = trainable(self.plain.segmenter)
                 # A DDP wrapper holds buffers of the old shapes.
                 self.objective = self.accelerator.prepare_model(self.plain)
         dice = self.validate()
@@ -308,7 +308,7 @@ class Loop:
         for name, adapter in self.adapters.items():
             adapter.mask.copy_(tensors[f"mask.{name}"])
         self.budget.load_state_dict(_under("budget.", tensors))
-        self.budget.history = [RankEvent(**event) for event in state["events"]]
+        self.budget.load_history(state["events"])
         self.best = {
             name: tensor.to(self.accelerator.device)
             for name, tensor in _under("best.", tensors).items()

@@ -40,12 +40,15 @@ class LossWeights:
 class Objective(nn.Module):
     """L = L_BCE + L_Dice + λ_ortho·L_ortho (paper, Eq. 2; Eq. 4 without the last term).
 
-    To which λ_iou·L_iou is added, 0 by default. L_ortho is the mean over adapters of ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F, so that λ_ortho does not
-    depend on how many layers are adapted.
+    To which λ_iou·L_iou is added, 0 by default. L_ortho is the mean over adapters of
+    ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F, so that λ_ortho does not depend on how many are adapted.
     """
 
-    def __init__(self, segmenter: Segmenter, weights: LossWeights, entry: Entry) -> None:
+    def __init__(
+        self, segmenter: Segmenter, weights: LossWeights, entry: Entry, accumulate: int = 1
+    ) -> None:
         super().__init__()
+        self.accumulate = accumulate
         self.segmenter = segmenter
         self.weights = weights
         self.entry = entry
@@ -89,7 +92,8 @@ class Objective(nn.Module):
         adapters = svd_adapters(self.segmenter)
         if not adapters or self.weights.ortho == 0:
             return torch.zeros_like(like)
-        return orthogonality_penalty(adapters)
+        # Summed over the micro-batches of a step it counts once, as every sample does.
+        return orthogonality_penalty(adapters) / self.accumulate
 
 
 def at_side(masks: Tensor, logits: Tensor) -> Tensor:

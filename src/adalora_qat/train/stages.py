@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from adalora_qat.adapt.inject import inject, svd_adapters
 from adalora_qat.adapt.rank_budget import history_csv
@@ -28,14 +28,15 @@ from adalora_qat.checkpoint import (
     write_provenance,
 )
 from adalora_qat.config import RunConfig
+from adalora_qat.data.cache import PlaneCache
 from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
 from adalora_qat.errors import DataError, TrainingError
 from adalora_qat.files import write_json, write_text
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.weights import build
+from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
-from adalora_qat.quantize.movement import lambda_movement
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, learn, observe, prepare, refresh
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
@@ -55,6 +56,8 @@ class Resources:
     ----------
     cpu : stay on the CPU even where there is a GPU.
     feature_bytes : memory that kept features of frozen prefixes may take.
+    cache : where decoded images are kept; a folder of the run if None.
+    workers : threads that decode images.
     checkpoint_seconds : time between checkpoints inside an epoch.
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
@@ -62,6 +65,8 @@ class Resources:
 
     cpu: bool = False
     feature_bytes: int = 8 * 2**30
+    cache: Path | None = None
+    workers: int = 2
     checkpoint_seconds: float = 60.0
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
@@ -168,7 +173,8 @@ class Training:
             freeze(segmenter)
         if self.accelerator.is_main_process:
             movement = lambda_movement(before, lambdas(segmenter))
-            write_json(self.run.stage("stage2") / "lambda_movement.json", movement)
+            rows = [asdict(layer) for layer in movement]
+            write_json(self.run.stage("stage2") / "lambda_movement.json", rows)
         self._finish("stage2", segmenter, loop, state)
 
     # -- parts -----------------------------------------------------------------------------
@@ -192,7 +198,7 @@ class Training:
         )
         if bytes_needed(segmenter, entry, len(train) + len(val)) > self.resources.feature_bytes:
             entry = "image"
-        objective = Objective(segmenter, weights, entry)
+        objective = Objective(segmenter, weights, entry, settings.accumulate)
         feeds = [Feed(dataset, self._features(objective, dataset)) for dataset in (train, val)]
         if self.config.compile:
             objective.compile()
@@ -207,12 +213,22 @@ class Training:
         )
 
     def _dataset(self, segmenter: Segmenter, split: str) -> SegmentationDataset:
+        frame, records = segmenter.variant.frame, self.records[split]
+        cache = PlaneCache(self.resources.cache or self.run.path / "cache", frame.side)
+        with self.accelerator.main_process_first():
+            cache.build(
+                records,
+                self.config.data.prompt.targets,
+                self.resources.workers,
+                self.resources.progress,
+            )
         return SegmentationDataset(
-            self.records[split],
+            records,
             self.config.data,
-            segmenter.variant.frame,
+            frame,
             seed=self.config.seed,
             train=split == "train",
+            cache=cache,
         )
 
     def _features(self, objective: Objective, dataset: SegmentationDataset) -> Features | None:
@@ -328,12 +344,6 @@ def parameter_groups_stage2(segmenter: Segmenter, config: RunConfig) -> list[dic
         *_decayed(kinds["decoder"], stage2.lr_decoder, stage2.weight_decay),
     ]
     return [group for group in groups if group["params"]]
-
-
-def lambdas(segmenter: Segmenter) -> dict[str, Tensor]:
-    """Return a copy of every adapter's Λ, by layer."""
-    found = svd_adapters(segmenter.image_encoder)
-    return {name: adapter.lam.detach().cpu().clone() for name, adapter in found.items()}
 
 
 def write_history(folder: Path, state: FitState) -> None:
