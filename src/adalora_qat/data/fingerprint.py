@@ -1,41 +1,60 @@
-"""What ``prepare`` keeps of an image: everything later steps ask, and no pixels.
+"""What ``prepare`` keeps of an image: everything its later steps ask, and no pixels.
 
-Files are measured once, in parallel, and the results kept on disk, so that a prepare that
-was killed goes on where it stopped and memory does not grow with the images.
+Every file is read once: judged by the quality gate, brought to a plain image file if it is
+none, hashed and described. A file that crashes or stalls its decoder takes a worker process
+with it, never the run.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
-import json
 import os
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from itertools import islice
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from adalora_qat.data.geometry import load_image, to_grey_uint8
+from adalora_qat.data.descriptor import describe, thumbnail
+from adalora_qat.data.dicom import DEFAULT_SALT
+from adalora_qat.data.geometry import to_grey_uint8
+from adalora_qat.data.materialise import materialise, read_pixels
+from adalora_qat.data.quality import Finding, QualityLimits, inspect
 from adalora_qat.data.records import Record
 from adalora_qat.errors import DataError
 
-# Raised whenever a measurement changes, so that stored ones of older versions are not used.
-VERSION = 1
-THUMBNAIL_SIDE = 64
 HISTOGRAM_BINS = 64
-# Records a worker takes at a time: large enough to hide the hand-over, small enough that a
-# killed run loses seconds.
+# Records a worker takes at a time: enough to hide the hand-over, few enough that a killed
+# run loses seconds.
 CHUNK = 16
+# The largest radiographs take a second; a file that keeps its decoder busy for this long
+# is built to.
+STALL_S = 60.0
 
-Progress = Callable[[int, int, str], None]
+
+@dataclass(frozen=True)
+class Measuring:
+    """How files are measured.
+
+    Attributes
+    ----------
+    folder : where images and masks that are not plain files are written as PNG.
+    limits : of the quality gate.
+    salt : of the hash of DICOM patient ids.
+    """
+
+    folder: Path
+    limits: QualityLimits = field(default_factory=QualityLimits)
+    salt: str = DEFAULT_SALT
 
 
 @dataclass(frozen=True)
@@ -44,132 +63,85 @@ class Fingerprint:
 
     Attributes
     ----------
-    findings : (reason, detail) of everything the quality gate objects to; empty if fit.
-    width, height : pixels of the original, 0 if it could not be read.
+    record : the record, of plain files now.
+    findings : what the quality gate objects to; empty for a sound record.
+    height, width : pixels of the original, 0 if it could not be read.
     pixel_hash : SHA-256 of the pixels, the same for any lossless container of them.
-    histogram : counts in 64 equal bins of the 8-bit grey levels.
-    thumbnail : (64, 64) uint8, aspect not kept; None if it could not be read.
+    histogram : (64,) counts in equal bins of the 8-bit grey levels.
+    thumbnail : (S, S) uint8, aspect not kept.
+    descriptor : (F, F), see ``descriptor.describe``.
     """
 
-    findings: tuple[tuple[str, str], ...]
-    width: int = 0
+    record: Record
+    findings: tuple[Finding, ...] = ()
     height: int = 0
-    spacing_mm: tuple[float, float] | None = None
+    width: int = 0
     pixel_hash: str = ""
-    histogram: tuple[int, ...] = ()
+    histogram: NDArray[np.int64] | None = None
     thumbnail: NDArray[np.uint8] | None = None
+    descriptor: NDArray[np.float16] | None = None
 
 
-def fingerprint(record: Record) -> Fingerprint:
-    """Read one image and measure it; a file that cannot be used gives findings, not errors."""
+def fingerprint(record: Record, measuring: Measuring) -> Fingerprint:
+    """Measure one image; what is wrong with its files becomes a finding, never an error."""
     try:
-        pixels = load_image(record.image)
+        pixels = read_pixels(record.image)
     except DataError as error:
-        return Fingerprint(findings=(("unreadable", str(error)),))
-    grey = to_grey_uint8(pixels)
-    small = Image.fromarray(grey).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        return Fingerprint(record, (Finding("image_unreadable", str(error)),))
+    findings = tuple(inspect(record, measuring.limits, pixels))
+    if not findings:
+        try:
+            record = materialise(record, measuring.folder, measuring.salt)
+        except DataError as error:
+            findings = (Finding("image_unreadable", str(error)),)
+    try:
+        grey = to_grey_uint8(pixels)
+    except DataError as error:
+        findings = findings or (Finding("image_unreadable", str(error)),)
+        return Fingerprint(record, findings, pixels.shape[0], pixels.shape[1])
+    small = thumbnail(grey)
     return Fingerprint(
-        findings=(),
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        spacing_mm=record.spacing_mm,
-        pixel_hash=pixel_hash(pixels),
-        histogram=tuple(np.bincount(grey.ravel() >> 2, minlength=HISTOGRAM_BINS).tolist()),
-        thumbnail=np.asarray(small),
+        record,
+        findings,
+        pixels.shape[0],
+        pixels.shape[1],
+        pixel_hash(pixels),
+        cv2.calcHist([grey], [0], None, [HISTOGRAM_BINS], [0, 256]).ravel().astype(np.int64),
+        small,
+        describe(small),
     )
 
 
 def pixel_hash(pixels: NDArray[Any]) -> str:
     """Return the SHA-256 of size and grey levels, whatever file they came in.
 
-    Three equal channels hash as one, and 8-bit levels hash the same in any integer type.
+    Three equal channels hash as one, and levels below 256 hash the same in any integer type.
     """
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
-    if (
-        pixels.dtype.kind in "ui"
-        and pixels.dtype != np.uint8
-        and 0 <= pixels.min() <= pixels.max() < 256
-    ):
+    wide = pixels.dtype.kind in "iu" and pixels.dtype != np.uint8
+    if wide and pixels.min() >= 0 and pixels.max() <= 255:
         pixels = pixels.astype(np.uint8)
-    head = f"{pixels.shape}{pixels.dtype.newbyteorder('<').str}".encode()
     little = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
-    return hashlib.sha256(head + little.tobytes()).hexdigest()
-
-
-class FingerprintStore:
-    """Fingerprints on disk, one per record, valid while its files stay as they were."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path)
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS fingerprint "
-            "(id TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumbnail BLOB)"
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._database.commit()
-        self._database.close()
-
-    def add(self, rows: Iterable[tuple[Record, str, Fingerprint]]) -> None:
-        """Keep fingerprints, each under the stamp its files had when they were read."""
-        self._database.executemany(
-            "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)",
-            ((record.id, stamp, *_pack(found)) for record, stamp, found in rows),
-        )
-        self._database.commit()
-
-    def stamps(self) -> dict[str, str]:
-        """Return record id → stamp of everything kept."""
-        return dict(self._database.execute("SELECT id, stamp FROM fingerprint"))
-
-    def __getitem__(self, record_id: str) -> Fingerprint:
-        row = self._database.execute(
-            "SELECT facts, thumbnail FROM fingerprint WHERE id = ?", (record_id,)
-        ).fetchone()
-        if row is None:
-            raise KeyError(record_id)
-        return _unpack(*row)
+    return hashlib.sha256(f"{little.shape}{little.dtype.str}".encode() + little.data).hexdigest()
 
 
 def fingerprint_all(
-    records: Sequence[Record],
-    store: FingerprintStore,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Bring the store up to date with the records' files; return how many were read anew."""
-    kept = store.stamps()
-    stamps = {record.id: stamp(record) for record in records}
-    due = [record for record in records if kept.get(record.id) != stamps[record.id]]
-    done = len(records) - len(due)
-    for chunk, found in _measure(due, jobs or available_cores()):
-        store.add(zip(chunk, (stamps[r.id] for r in chunk), found, strict=True))
-        done += len(chunk)
-        if progress:
-            progress(done, len(records), "reading images")
-    return len(due)
-
-
-def stamp(record: Record) -> str:
-    """Return what changes when a file of the record does: paths, sizes and times."""
-    parts: list[object] = [VERSION, record.spacing_mm]
-    for path in (record.image, *(record.masks[kind] for kind in sorted(record.masks))):
+    records: Sequence[Record], measuring: Measuring, jobs: int
+) -> Iterator[list[Fingerprint]]:
+    """Measure many records in ``jobs`` processes; chunks come as they are done, in any order."""
+    chunks = deque(records[at : at + CHUNK] for at in range(0, len(records), CHUNK))
+    if jobs == 1:
+        yield from (_fingerprints(chunk, measuring) for chunk in chunks)
+        return
+    while chunks:
+        running: dict[Future[list[Fingerprint]], Sequence[Record]] = {}
         try:
-            status = path.stat()
-            parts += [str(path), status.st_size, status.st_mtime_ns]
-        except OSError:
-            parts += [str(path), "missing"]
-    return json.dumps(parts)
+            yield from _in_pool(chunks, running, measuring, jobs)
+        except BrokenProcessPool:
+            # One of the files in work is to blame; alone, each shows whether it is the one.
+            suspects = [record for chunk in running.values() for record in chunk]
+            yield from _one_by_one(suspects, measuring)
 
 
 def available_cores() -> int:
@@ -180,45 +152,58 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _measure(
-    records: Sequence[Record], jobs: int
-) -> Iterator[tuple[Sequence[Record], list[Fingerprint]]]:
-    chunks = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
-    if jobs == 1 or len(records) <= CHUNK:
-        yield from ((chunk, _fingerprints(chunk)) for chunk in chunks)
-        return
-    # Spawned, not forked: a fork of a process with threads (BLAS, progress bars) may hang.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running: dict[Future[list[Fingerprint]], Sequence[Record]] = {}
-        # A few chunks in flight: all of them at once would grow with the corpus.
-        for chunk in islice(chunks, 2 * jobs):
-            running[pool.submit(_fingerprints, chunk)] = chunk
-        while running:
+def _in_pool(
+    chunks: deque[Sequence[Record]],
+    running: dict[Future[list[Fingerprint]], Sequence[Record]],
+    measuring: Measuring,
+    jobs: int,
+) -> Iterator[list[Fingerprint]]:
+    with _pool(jobs) as pool:
+        while chunks or running:
+            # A few chunks in flight: all of them at once would grow with the corpus.
+            while chunks and len(running) < 2 * jobs:
+                chunk = chunks.popleft()
+                running[pool.submit(_fingerprints, chunk, measuring)] = chunk
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-                for chunk in islice(chunks, 1):
-                    running[pool.submit(_fingerprints, chunk)] = chunk
+                found = future.result()
+                del running[future]
+                yield found
 
 
-def _fingerprints(records: Sequence[Record]) -> list[Fingerprint]:
-    return [fingerprint(record) for record in records]
+def _one_by_one(records: Sequence[Record], measuring: Measuring) -> Iterator[list[Fingerprint]]:
+    rest = deque(records)
+    while rest:
+        with _pool(1) as pool:
+            try:
+                while rest:
+                    yield pool.submit(_fingerprints, [rest[0]], measuring).result()
+                    rest.popleft()
+            except BrokenProcessPool:
+                reason = (
+                    f"{rest[0].image} crashes its decoder or keeps it busy for more than "
+                    f"{STALL_S:g} s; leave it out"
+                )
+                yield [Fingerprint(rest.popleft(), (Finding("image_unreadable", reason),))]
 
 
-def _pack(found: Fingerprint) -> tuple[str, bytes | None]:
-    facts = {key: value for key, value in asdict(found).items() if key != "thumbnail"}
-    return json.dumps(facts), None if found.thumbnail is None else found.thumbnail.tobytes()
-
-
-def _unpack(facts: str, thumbnail: bytes | None) -> Fingerprint:
-    values = json.loads(facts)
-    spacing = values.pop("spacing_mm")
-    pixels = None
-    if thumbnail is not None:
-        pixels = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    return Fingerprint(
-        findings=tuple((reason, detail) for reason, detail in values.pop("findings")),
-        spacing_mm=tuple(spacing) if spacing else None,
-        histogram=tuple(values.pop("histogram")),
-        thumbnail=pixels,
-        **values,
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a fork of a process with threads (BLAS, progress bars) may hang.
+    return ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=partial(cv2.setNumThreads, 1)
     )
+
+
+def _fingerprints(records: Sequence[Record], measuring: Measuring) -> list[Fingerprint]:
+    return [_watched(record, measuring) for record in records]
+
+
+def _watched(record: Record, measuring: Measuring) -> Fingerprint:
+    """Measure in a worker process that ends itself if a decoder does not come back."""
+    if parent_process() is None:
+        return fingerprint(record, measuring)
+    with Path(os.devnull).open("w") as nowhere:
+        faulthandler.dump_traceback_later(STALL_S, exit=True, file=nowhere)
+        try:
+            return fingerprint(record, measuring)
+        finally:
+            faulthandler.cancel_dump_traceback_later()

@@ -1,26 +1,34 @@
 """From data sets on disk to one manifest: read, check, group, split, write.
 
-Everything is written to one folder: ``manifest.parquet`` and ``.csv``, ``quarantine.csv``,
-``groups.csv``, ``report.json``. The same files give the same bytes.
+One folder holds the outcome: ``manifest.parquet`` and ``.csv``, ``quarantine.csv``,
+``groups.csv``, ``report.json`` and ``card.html``. The same files give the same bytes, and a
+run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from adalora_qat.data.duplicates import Link, group, patient_links, shared_links
-from adalora_qat.data.fingerprint import (
-    Fingerprint,
-    FingerprintStore,
+from adalora_qat.data.card import write_card
+from adalora_qat.data.dicom import DEFAULT_SALT
+from adalora_qat.data.duplicates import (
+    SAME_PIXELS,
+    Link,
     Progress,
-    fingerprint_all,
+    group,
+    near_duplicate_links,
+    patient_links,
+    shared_links,
 )
+from adalora_qat.data.fingerprint import Measuring, available_cores, fingerprint_all
+from adalora_qat.data.fingerprint_store import Facts, FingerprintStore, stamp
+from adalora_qat.data.quality import QualityLimits
 from adalora_qat.data.reading import Reading
 from adalora_qat.data.records import MASK_KINDS, Record
 from adalora_qat.data.sources import read_source
@@ -28,28 +36,61 @@ from adalora_qat.data.splits import MANIFEST_COLUMNS, assign_splits, write_manif
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write, write_json
 
-QUARANTINE_COLUMNS = ("id", "source", "stage", "reason", "detail", "file")
-GROUP_COLUMNS = ("group", "id", "linked_to", "reason", "similarity", "split")
+EXTERNAL_TWIN = "external_twin"
+NOT_USED = "not_used"
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What a prepare did; ``report.json`` holds the same.
+    """What a prepare did; ``report.json`` holds the same but for the folder.
 
     Attributes
     ----------
     folder : where everything was written.
+    seed, fractions, external : as given.
     found, used, quarantined : per source; found = used + quarantined.
+    reasons : per source, why files were set aside → how many.
+    masks : per source, mask kind → how many of the used records have it.
     splits : split → records.
     groups : how many groups have two or more records.
+    links : why records were grouped → how many pairs.
     """
 
     folder: Path
+    seed: int
+    fractions: tuple[float, ...]
+    external: tuple[str, ...]
     found: Mapping[str, int]
     used: Mapping[str, int]
     quarantined: Mapping[str, int]
+    reasons: Mapping[str, Mapping[str, int]]
+    masks: Mapping[str, Mapping[str, int]]
     splits: Mapping[str, int]
     groups: int
+    links: Mapping[str, int]
+
+
+class Quarantined(NamedTuple):
+    """A row of ``quarantine.csv``; a record with several findings has several."""
+
+    id: str
+    source: str
+    stage: str
+    code: str
+    reason: str
+    file: str
+
+
+class Linked(NamedTuple):
+    """A row of ``groups.csv``: two records of one group and why they belong together."""
+
+    group: str
+    size: int
+    split: str
+    reason: str
+    similarity: float | None
+    first: str
+    second: str
 
 
 def prepare(
@@ -60,8 +101,21 @@ def prepare(
     external: Collection[str] = (),
     jobs: int | None = None,
     progress: Progress | None = None,
+    limits: QualityLimits | None = None,
+    salt: str = DEFAULT_SALT,
 ) -> PrepareReport:
     """Read data sets, set aside what is unfit, group duplicates and patients, and split.
+
+    Parameters
+    ----------
+    sources : name of the reader → folder or file of the data set.
+    out : the folder to write; files read before are not read again.
+    fractions : shares of train, val and test.
+    external : sources that are only ever an external test set.
+    jobs : processes; None takes every core.
+    progress : called with (done, total, what).
+    limits : of the quality gate.
+    salt : of the hash of DICOM patient ids.
 
     Raises
     ------
@@ -70,26 +124,29 @@ def prepare(
     """
     if not sources:
         raise DataError("prepare needs at least one data set, as NAME=PATH")
-    readings = {name: read_source(name, Path(root)) for name, root in sources.items()}
+    out, jobs = Path(out).absolute(), jobs or available_cores()
+    readings = {name: read_source(name, Path(root).absolute()) for name, root in sources.items()}
     records = sorted((r for reading in readings.values() for r in reading.records), key=_id)
+    measuring = Measuring(out, limits or QualityLimits(), salt)
     with FingerprintStore(out / ".fingerprints" / "store.sqlite") as store:
-        fingerprint_all(records, store, jobs, progress)
-        facts = {record.id: store[record.id] for record in records}
-    fit = [record for record in records if not facts[record.id].findings]
-    if not fit:
-        raise DataError("no image passed the quality gate; see the reasons in quarantine.csv")
-    hashes = {record.id: facts[record.id].pixel_hash for record in fit}
-    links = shared_links(fit, hashes, "same pixels") + patient_links(fit)
-    groups = group((record.id for record in fit), links)
-    sides = assign_splits(fit, [groups[r.id] for r in fit], seed, fractions, external)
-    splits = {r.id: side for r, side in zip(fit, sides, strict=True)}
-    manifest = _manifest([r for r in fit if splits[r.id]], facts, groups, splits)
-    quarantine = _quarantine(readings, records, facts, splits)
-    write_manifest(manifest, out)
-    _write_table(quarantine, QUARANTINE_COLUMNS, out / "quarantine.csv")
-    _write_table(_group_rows(groups, links, splits), GROUP_COLUMNS, out / "groups.csv")
-    report = _report(out, readings, manifest, quarantine, groups)
-    write_json(out / "report.json", _plain(report))
+        facts = _measure(records, measuring, store, jobs, progress)
+        unfit = _set_aside(readings, facts)
+        fit = {key: fact for key, fact in facts.items() if not fact.findings}
+        if not fit:
+            _write_table(unfit, Quarantined, out / "quarantine.csv")
+            raise DataError(f"no image is usable; the reasons are in {out / 'quarantine.csv'}")
+        links = _links(fit, store, jobs, progress)
+        groups = group(fit, links)
+        sides = _sides(fit, groups, seed, fractions, external)
+        quarantine = sorted([*unfit, *_twins(fit, sides)])
+        manifest = _manifest(fit, groups, sides)
+        linked = _linked(groups, links, sides)
+        report = _report(out, seed, fractions, external, readings, manifest, quarantine, linked)
+        write_manifest(manifest, out)
+        _write_table(quarantine, Quarantined, out / "quarantine.csv")
+        _write_table(linked, Linked, out / "groups.csv")
+        write_json(out / "report.json", {k: v for k, v in asdict(report).items() if k != "folder"})
+        write_card(out / "card.html", report, manifest, quarantine, linked, store, progress)
     return report
 
 
@@ -97,111 +154,174 @@ def _id(record: Record) -> str:
     return record.id
 
 
-def _manifest(
+def _measure(
     records: Sequence[Record],
-    facts: Mapping[str, Fingerprint],
+    measuring: Measuring,
+    store: FingerprintStore,
+    jobs: int,
+    progress: Progress | None,
+) -> dict[str, Facts]:
+    """Bring the store up to date with the files; return what it holds of these records."""
+    stamps = {record.id: stamp(record, measuring) for record in records}
+    kept = store.current(stamps, measuring.folder)
+    due = [record for record in records if record.id not in kept]
+    done = len(records) - len(due)
+    for fingerprints in fingerprint_all(due, measuring, jobs):
+        store.add(fingerprints, stamps)
+        done += len(fingerprints)
+        if progress:
+            progress(done, len(records), "reading images")
+    return store.facts(records)
+
+
+def _links(
+    fit: Mapping[str, Facts], store: FingerprintStore, jobs: int, progress: Progress | None
+) -> list[Link]:
+    """Find everything that joins records: patients, same pixels, near duplicates."""
+    same = shared_links({key: fact.pixel_hash for key, fact in fit.items()}, SAME_PIXELS)
+    copies = {link.second for link in same}
+    distinct = [key for key in fit if key not in copies]
+
+    def thumbnail(record_id: str) -> Any:
+        found = store.thumbnail(record_id)
+        if found is None:
+            raise DataError(f"{record_id} has no thumbnail; delete {'.fingerprints'} and run again")
+        return found
+
+    near = near_duplicate_links(distinct, store.descriptors(distinct), thumbnail, jobs, progress)
+    return sorted([*patient_links(fact.record for fact in fit.values()), *same, *near])
+
+
+def _sides(
+    fit: Mapping[str, Facts],
     groups: Mapping[str, str],
-    splits: Mapping[str, str | None],
+    seed: int,
+    fractions: Sequence[float],
+    external: Collection[str],
+) -> dict[str, str | None]:
+    records = [fact.record for fact in fit.values()]
+    sides = assign_splits(records, [groups[key] for key in fit], seed, fractions, external)
+    return dict(zip(fit, sides, strict=True))
+
+
+def _set_aside(readings: Mapping[str, Reading], facts: Mapping[str, Facts]) -> list[Quarantined]:
+    """List what the readers could not use and what the quality gate objects to."""
+    rows = [
+        Quarantined("", name, "reading", NOT_USED, item.reason, str(item.path))
+        for name, reading in readings.items()
+        for item in reading.set_aside
+    ]
+    for key, fact in facts.items():
+        source, file = fact.record.source, str(fact.record.image)
+        rows += [
+            Quarantined(key, source, "quality", finding.code, finding.reason, file)
+            for finding in fact.findings
+        ]
+    return rows
+
+
+def _twins(fit: Mapping[str, Facts], sides: Mapping[str, str | None]) -> list[Quarantined]:
+    """List the records that an external test set forbids: they are of one group with it."""
+    reason = "of one group with an image of an external test set (see groups.csv)"
+    return [
+        Quarantined(key, fact.record.source, "split", EXTERNAL_TWIN, reason, str(fact.record.image))
+        for key, fact in fit.items()
+        if sides[key] is None
+    ]
+
+
+def _manifest(
+    fit: Mapping[str, Facts], groups: Mapping[str, str], sides: Mapping[str, str | None]
 ) -> pd.DataFrame:
     rows = []
-    for record in records:
-        found = facts[record.id]
-        row, column = found.spacing_mm or (None, None)
-        masks = {f"mask_{kind}": _text(record.masks.get(kind)) for kind in MASK_KINDS}
+    for key, fact in fit.items():
+        record = fact.record
+        if sides[key] is None:
+            continue
+        row, column = record.spacing_mm or (None, None)
+        masks = {f"mask_{kind}": record.masks.get(kind) for kind in MASK_KINDS}
         rows.append(
             {
-                "id": record.id,
+                "id": key,
                 "source": record.source,
                 "label": record.label,
                 "patient": record.patient,
-                "group": groups[record.id],
-                "split": splits[record.id],
-                "image": _text(record.image),
-                **masks,
-                "width": found.width,
-                "height": found.height,
+                "group": groups[key],
+                "split": sides[key],
+                "image": str(record.image),
+                **{column: path and str(path) for column, path in masks.items()},
+                "width": fact.width,
+                "height": fact.height,
                 "spacing_row_mm": row,
                 "spacing_col_mm": column,
-                "pixel_hash": found.pixel_hash,
+                "pixel_hash": fact.pixel_hash,
             }
         )
     return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path.absolute())
-
-
-def _quarantine(
-    readings: Mapping[str, Reading],
-    records: Sequence[Record],
-    facts: Mapping[str, Fingerprint],
-    splits: Mapping[str, str | None],
-) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = [
-        ("", name, "reading", item.reason, "", item.path)
-        for name, reading in readings.items()
-        for item in reading.set_aside
-    ]
-    for record in records:
-        rows += [
-            (record.id, record.source, "quality", reason, detail, record.image)
-            for reason, detail in facts[record.id].findings
-        ]
-        if record.id in splits and splits[record.id] is None:
-            detail = "in one group with an image of an external test set"
-            rows.append((record.id, record.source, "split", "external twin", detail, record.image))
-    return rows
-
-
-def _group_rows(
-    groups: Mapping[str, str], links: Sequence[Link], splits: Mapping[str, str | None]
-) -> list[tuple[Any, ...]]:
-    return [
-        (
+def _linked(
+    groups: Mapping[str, str], links: Iterable[Link], sides: Mapping[str, str | None]
+) -> list[Linked]:
+    sizes = Counter(groups.values())
+    split_of = {groups[key]: side for key, side in sides.items() if side}
+    rows = (
+        Linked(
             groups[link.first],
-            link.second,
-            link.first,
+            sizes[groups[link.first]],
+            split_of[groups[link.first]],
             link.reason,
             link.similarity,
-            splits[link.second],
+            link.first,
+            link.second,
         )
-        for link in sorted(links)
-    ]
+        for link in links
+    )
+    return sorted(rows, key=lambda row: (row.group, row.first, row.second, row.reason))
 
 
-def _write_table(rows: Sequence[tuple[Any, ...]], columns: Sequence[str], path: Path) -> None:
+def _write_table(rows: Sequence[Any], kind: type[Any], path: Path) -> None:
     with atomic_write(path) as temporary:
-        pd.DataFrame(rows, columns=list(columns)).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+        table = pd.DataFrame(rows, columns=list(kind._fields))
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _report(
     out: Path,
+    seed: int,
+    fractions: Sequence[float],
+    external: Collection[str],
     readings: Mapping[str, Reading],
     manifest: pd.DataFrame,
-    quarantine: Sequence[tuple[Any, ...]],
-    groups: Mapping[str, str],
+    quarantine: Sequence[Quarantined],
+    linked: Sequence[Linked],
 ) -> PrepareReport:
-    aside = Counter((row[1], row[0] or str(row[5])) for row in quarantine)
-    used = Counter(manifest["source"])
-    sizes = Counter(groups.values())
+    found = {name: reading.found for name, reading in readings.items()}
+    used = {name: int((manifest["source"] == name).sum()) for name in readings}
+    why = {
+        name: Counter(
+            row.reason if row.code == NOT_USED else row.code
+            for row in quarantine
+            if row.source == name
+        )
+        for name in readings
+    }
     return PrepareReport(
         folder=out,
-        found={name: reading.found for name, reading in readings.items()},
-        used={name: used[name] for name in readings},
-        quarantined={name: sum(source == name for source, _ in aside) for name in readings},
+        seed=seed,
+        fractions=tuple(fractions),
+        external=tuple(sorted(external)),
+        found=found,
+        used=used,
+        quarantined={name: found[name] - used[name] for name in readings},
+        reasons={name: dict(counts.most_common()) for name, counts in why.items()},
+        masks={name: _mask_counts(manifest[manifest["source"] == name]) for name in readings},
         splits=dict(sorted(Counter(manifest["split"]).items())),
-        groups=sum(size > 1 for size in sizes.values()),
+        groups=len({row.group for row in linked}),
+        links=dict(sorted(Counter(row.reason for row in linked).items())),
     )
 
 
-def _plain(report: PrepareReport) -> dict[str, Any]:
-    return {
-        "found": dict(report.found),
-        "used": dict(report.used),
-        "quarantined": dict(report.quarantined),
-        "splits": dict(report.splits),
-        "groups": report.groups,
-    }
+def _mask_counts(manifest: pd.DataFrame) -> dict[str, int]:
+    counts = {kind: int(manifest[f"mask_{kind}"].notna().sum()) for kind in MASK_KINDS}
+    return {kind: count for kind, count in counts.items() if count}
