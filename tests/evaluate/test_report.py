@@ -25,10 +25,7 @@ from adalora_qat.evaluate.report import (
     ReportContent,
     Section,
     case_table,
-    difference_png,
     drawn,
-    grey_jpeg,
-    mask_png,
     render,
     write_report,
 )
@@ -179,35 +176,6 @@ def test_doubled_and_missing_are_refused() -> None:
         Gallery("g", "G", (one,), ("INT4",))
     with pytest.raises(DataError, match="at most 4"):
         Gallery("g", "G", (one,), tuple("abcde"))
-
-
-def test_mask_png_is_clear_outside_and_opaque_at_the_edge() -> None:
-    mask = np.zeros((40, 40), bool)
-    mask[10:30, 10:30] = True
-    rgba = np.asarray(Image.open(io.BytesIO(mask_png(mask, (1, 2, 3)))).convert("RGBA"))
-    assert rgba[5, 5, 3] == 0
-    assert tuple(rgba[10, 20]) == (1, 2, 3, 255)
-    assert 0 < rgba[20, 20, 3] < 128
-
-
-def test_difference_png_shows_single_pixels_in_the_colour_of_their_mask() -> None:
-    first = np.zeros((100, 100), bool)
-    second = first.copy()
-    first[20, 20], second[70, 70] = True, True
-    red, blue = (255, 0, 0), (0, 0, 255)
-    picture = Image.open(io.BytesIO(difference_png(first, second, (50, 50), red, blue)))
-    rgba = np.asarray(picture.convert("RGBA"))
-    assert tuple(rgba[10, 10, :3]) == red
-    assert tuple(rgba[35, 35, :3]) == blue
-    assert np.count_nonzero(rgba[..., 3]) == 10  # two plus signs
-
-
-def test_sixteen_bits_and_one_colour_can_be_shown() -> None:
-    deep = (np.arange(64 * 64).reshape(64, 64) * 15).astype(np.uint16)
-    shown = np.asarray(Image.open(io.BytesIO(grey_jpeg(deep, (64, 64)))))
-    assert shown.min() < 10
-    assert shown.max() > 245
-    grey_jpeg(np.full((8, 8), 7, np.uint8), (8, 8))
 
 
 def test_hundred_cases_weigh_less_than_ten_megabytes() -> None:

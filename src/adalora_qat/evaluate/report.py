@@ -12,7 +12,6 @@ over it by reference wherever they are shown again.
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +24,17 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
-from PIL import Image
-from scipy import ndimage
 
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.overlays import (
+    MODEL_COLOURS,
+    TRUTH_COLOUR,
+    difference_png,
+    grey_jpeg,
+    mask_png,
+    resized,
+    stored_size,
+)
 from adalora_qat.evaluate.style import inline_svg
 from adalora_qat.evaluate.tables import (
     Column,
@@ -41,11 +47,6 @@ from adalora_qat.evaluate.tables import (
     metric_label,
 )
 from adalora_qat.files import write_text
-
-# Lightened Okabe–Ito: told apart on a radiograph's greys, and from each other by any reader.
-TRUTH_COLOUR = (31, 199, 149)
-MODEL_COLOURS = ((86, 180, 233), (245, 166, 35), (226, 135, 186), (240, 228, 66))
-FILL_ALPHA, EDGE_ALPHA, DIFFERENCE_ALPHA = 46, 255, 235
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def _layer(
 
 
 def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
-    size = _stored_size(case.image.shape, gallery.side)
+    size = stored_size(case.image.shape, gallery.side)
     # Outlines over a small image are stored finer than its pixels, so that they stay thin.
     factor = max(1, round(gallery.side / max(size)))
     fine = (size[0] * factor, size[1] * factor)
@@ -315,7 +316,7 @@ def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
     masks |= {f"model{i}": case.masks[name] for i, name in enumerate(gallery.models)}
     colours = {"truth": TRUTH_COLOUR, **{f"model{i}": c for i, c in enumerate(MODEL_COLOURS)}}
     layers = {
-        key: _uri(mask_png(_resized(mask, fine), colours[key]), "image/png")
+        key: _uri(mask_png(resized(mask, fine), colours[key]), "image/png")
         for key, mask in masks.items()
     }
     first, second = gallery.compared or (None, None)
@@ -340,66 +341,6 @@ def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
         "scores": scores,
         "search": " ".join([case.id, *case.facts.values()]).lower(),
     }
-
-
-def grey_jpeg(image: NDArray[np.generic], size: tuple[int, int]) -> bytes:
-    """Return a grey image as JPEG of ``size`` (width, height), windowed for viewing."""
-    values = image.astype(np.float32)
-    low, high = np.percentile(values, [0.5, 99.5])
-    shown = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1) * 255
-    picture = Image.fromarray(shown.round().astype(np.uint8))
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82, optimize=True)
-    return buffer.getvalue()
-
-
-def mask_png(mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> bytes:
-    """Return a mask as a palette PNG: a clear inside and an opaque edge three pixels wide."""
-    inside = ndimage.binary_erosion(mask, iterations=3, border_value=0)
-    index = mask.astype(np.uint8) + (mask & ~inside)
-    return _palette_png(index, [colour, colour, colour], [0, FILL_ALPHA, EDGE_ALPHA])
-
-
-def difference_png(
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
-    size: tuple[int, int],
-    first_colour: tuple[int, int, int],
-    second_colour: tuple[int, int, int],
-) -> bytes:
-    """Return the pixels in one mask only, in that mask's colour, each grown by one pixel.
-
-    Computed at the original size and grown after shrinking, so that a difference of one
-    pixel can still be seen; the count beside the picture is exact.
-    """
-    index = np.zeros((size[1], size[0]), np.uint8)
-    for value, only in ((1, first & ~second), (2, second & ~first)):
-        seen = np.asarray(
-            Image.fromarray(only.astype(np.float32)).resize(size, Image.Resampling.BOX)
-        )
-        index[ndimage.binary_dilation(seen > 0)] = value
-    colours = [(0, 0, 0), first_colour, second_colour]
-    return _palette_png(index, colours, [0, DIFFERENCE_ALPHA, DIFFERENCE_ALPHA])
-
-
-def _palette_png(
-    index: NDArray[np.uint8], colours: Sequence[tuple[int, int, int]], alphas: Sequence[int]
-) -> bytes:
-    picture = Image.fromarray(index, mode="P")
-    picture.putpalette([value for colour in colours for value in colour])
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", transparency=bytes(alphas), optimize=True, bits=2)
-    return buffer.getvalue()
-
-
-def _stored_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    factor = min(1.0, side / max(shape))
-    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))
-
-
-def _resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    picture = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
-    return np.asarray(picture) >= 0.5
 
 
 def _scaled_box(case: Case, size: tuple[int, int]) -> dict[str, float] | None:
