@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -127,6 +128,14 @@ def _row(
     }
 
 
+def _place(run: dict[str, Any]) -> tuple[int, tuple[object, ...]]:
+    return run["rows"][0]["side"], _host(run["machine"])
+
+
+def _host(machine: dict[str, Any]) -> tuple[object, ...]:
+    return machine["processor"], machine["cores"], machine["accelerator"]
+
+
 def main() -> None:
     """Measure and add the rows to the results of other sides in the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,7 +152,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     rows = measure(arguments)
     machine = describe_machine()
-    runs = [r for r in runs if (r["rows"][0]["side"], r["machine"]) != (arguments.side, machine)]
+    runs = [run for run in runs if _place(run) != (arguments.side, _host(machine))]
     command = " ".join(["python", "benchmarks/feed_throughput.py", *sys.argv[1:]])
     runs.append(
         {"command": command, "batch": BATCH, "load_before": load_before, "rows": rows,
