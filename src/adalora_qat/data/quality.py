@@ -21,7 +21,7 @@ from adalora_qat.data.alignment import edge_agreement
 from adalora_qat.data.geometry import to_grey_uint8
 from adalora_qat.data.image_file import load_mask
 from adalora_qat.data.mask_codes import EncodedRecord
-from adalora_qat.data.materialise import read_pixels
+from adalora_qat.data.materialise import needs_conversion, read_pixels
 from adalora_qat.data.records import Record
 from adalora_qat.errors import DataError
 
@@ -101,7 +101,10 @@ def inspect(
     shape = list(_check_shape(pixels, limits))
     if shape:
         return shape
-    grey = to_grey_uint8(pixels)
+    try:
+        grey = _as_shown(record, pixels)
+    except DataError as error:
+        return [Finding("image_unreadable", str(error))]
     found = list(_check_grey(grey, limits))
     masks: dict[str, Mask] = {}
     for kind, mask in _read_masks(record):
@@ -115,6 +118,15 @@ def inspect(
     if not found:
         found = list(_check_together(grey, masks, limits))
     return found
+
+
+def _as_shown(record: Record, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    # A DICOM or raw image says what is black and white; stretching it from its darkest to
+    # its brightest pixel, as the depth of a 16-bit file has to be guessed, would hide that
+    # it is blown out.
+    if needs_conversion(record.image) and pixels.dtype == np.uint16:
+        return np.asarray((pixels + np.uint32(128)) // 257, dtype=np.uint8)
+    return to_grey_uint8(pixels)
 
 
 def _check_shape(pixels: NDArray[Any], limits: QualityLimits) -> Iterator[Finding]:
@@ -135,7 +147,7 @@ def _check_shape(pixels: NDArray[Any], limits: QualityLimits) -> Iterator[Findin
 def _check_grey(grey: NDArray[np.uint8], limits: QualityLimits) -> Iterator[Finding]:
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size
     levels = int(np.count_nonzero(shares))
-    low, middle, high = np.percentile(_centre(grey), [5, 50, 95]) / 255
+    low, middle, high = _percentiles(_centre(grey), (0.05, 0.5, 0.95))
     clipped = {
         "white": (shares[-1 - CLIP_MARGIN :].sum(), limits.max_white),
         "black": (shares[: 1 + CLIP_MARGIN].sum(), limits.max_black),
@@ -161,6 +173,12 @@ def _check_grey(grey: NDArray[np.uint8], limits: QualityLimits) -> Iterator[Find
                     f"image_{name}",
                     f"{share:.0%} of the image is clipped to {name} (> {limit:.0%})",
                 )
+
+
+def _percentiles(grey: NDArray[np.uint8], shares: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return grey levels in [0, 1] below which these shares lie, by counting."""
+    below = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    return np.searchsorted(below, shares) / 255
 
 
 def _centre(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
