@@ -284,7 +284,11 @@ def wrong(change: Callable[[Prediction], Prediction]) -> Threshold:
         (lambda p: dataclasses.replace(p, masks=p.masks[:, :-1]), r"bool of \(1, 24, 32\)"),
         (lambda p: dataclasses.replace(p, masks=p.masks.astype(float)), "float64 masks"),
         (lambda p: dataclasses.replace(p, masks=np.repeat(p.masks, 2, 0)), r"\(2, 24, 32\)"),
-        (lambda p: dataclasses.replace(p, scores=p.scores[:0]), "another number of scores"),
+        (lambda p: dataclasses.replace(p, scores=p.scores[:0]), r"is needed"),
+        (
+            lambda p: dataclasses.replace(p, boxes_xyxy_original=p.boxes_xyxy_original[:, None]),
+            r"scores and boxes of \(\(1,\), \(1, 1, 4\)\)",
+        ),
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(

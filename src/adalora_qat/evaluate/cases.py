@@ -362,8 +362,12 @@ def _check_prediction(model: str, case: _Case, prediction: Prediction, count: in
             f"{model} answered {prediction.masks.dtype} masks of {prediction.masks.shape} for "
             f"{case.record.id}; bool of {expected} at the original size is needed"
         )
-    if len(prediction.scores) != count or len(prediction.boxes_xyxy_original) != count:
-        raise DataError(f"{model} answered {count} masks with another number of scores or boxes")
+    shapes = (prediction.scores.shape, prediction.boxes_xyxy_original.shape)
+    if shapes != ((count,), (count, 4)):
+        raise DataError(
+            f"{model} answered scores and boxes of {shapes} for {case.record.id}; "
+            f"{((count,), (count, 4))} is needed"
+        )
 
 
 def _check_altered(
