@@ -51,6 +51,7 @@ class FingerprintStore:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._database = sqlite3.connect(path)
@@ -117,6 +118,12 @@ class FingerprintStore:
         for record_id, counts in self._rows("id, histogram"):
             if counts:
                 yield record_id, np.frombuffer(counts, np.int64)
+
+    def size_and_masks(self, record_id: str) -> tuple[int, int, dict[str, Path]]:
+        """Return an image's height and width in pixels and its mask files."""
+        query = "SELECT facts FROM fingerprint WHERE id = ?"
+        facts = json.loads(self._database.execute(query, (record_id,)).fetchone()[0])
+        return *facts["size"], {kind: Path(path) for kind, path in facts["masks"].items()}
 
     def thumbnail(self, record_id: str) -> NDArray[np.uint8] | None:
         """Return a thumbnail (S, S), or None of an image that could not be read."""

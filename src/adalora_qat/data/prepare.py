@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from adalora_qat.data.card import write_card
+from adalora_qat.data.card import CardContents, write_card
 from adalora_qat.data.dicom import DEFAULT_SALT
 from adalora_qat.data.duplicates import (
     SAME_PIXELS,
@@ -28,6 +28,13 @@ from adalora_qat.data.duplicates import (
 )
 from adalora_qat.data.fingerprint import Measuring, available_cores, fingerprint_all
 from adalora_qat.data.fingerprint_store import Facts, FingerprintStore, stamp
+from adalora_qat.data.outcome import (
+    EXTERNAL_TWIN,
+    NOT_USED,
+    Linked,
+    PrepareReport,
+    Quarantined,
+)
 from adalora_qat.data.quality import QualityLimits
 from adalora_qat.data.reading import Reading
 from adalora_qat.data.records import MASK_KINDS, Record
@@ -35,62 +42,6 @@ from adalora_qat.data.sources import read_source
 from adalora_qat.data.splits import MANIFEST_COLUMNS, assign_splits, write_manifest
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write, write_json
-
-EXTERNAL_TWIN = "external_twin"
-NOT_USED = "not_used"
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a prepare did; ``report.json`` holds the same but for the folder.
-
-    Attributes
-    ----------
-    folder : where everything was written.
-    seed, fractions, external : as given.
-    found, used, quarantined : per source; found = used + quarantined.
-    reasons : per source, why files were set aside → how many.
-    masks : per source, mask kind → how many of the used records have it.
-    splits : split → records.
-    groups : how many groups have two or more records.
-    links : why records were grouped → how many pairs.
-    """
-
-    folder: Path
-    seed: int
-    fractions: tuple[float, ...]
-    external: tuple[str, ...]
-    found: Mapping[str, int]
-    used: Mapping[str, int]
-    quarantined: Mapping[str, int]
-    reasons: Mapping[str, Mapping[str, int]]
-    masks: Mapping[str, Mapping[str, int]]
-    splits: Mapping[str, int]
-    groups: int
-    links: Mapping[str, int]
-
-
-class Quarantined(NamedTuple):
-    """A row of ``quarantine.csv``; a record with several findings has several."""
-
-    id: str
-    source: str
-    stage: str
-    code: str
-    reason: str
-    file: str
-
-
-class Linked(NamedTuple):
-    """A row of ``groups.csv``: two records of one group and why they belong together."""
-
-    group: str
-    size: int
-    split: str
-    reason: str
-    similarity: float | None
-    first: str
-    second: str
 
 
 def prepare(
@@ -146,7 +97,9 @@ def prepare(
         _write_table(quarantine, Quarantined, out / "quarantine.csv")
         _write_table(linked, Linked, out / "groups.csv")
         write_json(out / "report.json", {k: v for k, v in asdict(report).items() if k != "folder"})
-        write_card(out / "card.html", report, manifest, quarantine, linked, store, progress)
+        if progress:
+            progress(0, 1, "drawing the data card")
+        write_card(out / "card.html", CardContents(report, manifest, quarantine, linked), store)
     return report
 
 
@@ -185,7 +138,7 @@ def _links(
     def thumbnail(record_id: str) -> Any:
         found = store.thumbnail(record_id)
         if found is None:
-            raise DataError(f"{record_id} has no thumbnail; delete {'.fingerprints'} and run again")
+            raise DataError(f"{record_id} lost its thumbnail; delete {store.path} and run again")
         return found
 
     near = near_duplicate_links(distinct, store.descriptors(distinct), thumbnail, jobs, progress)
