@@ -11,7 +11,7 @@ import pytest
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import case_table
 from adalora_qat.evaluate.study import ModelFacts, Study, compare_models, write_study
-from adalora_qat.evaluate.tables import Spread, Table
+from adalora_qat.evaluate.tables import Spread, Table, latex
 
 N = 12
 DECODER = 0.9 + 0.005 * np.arange(N)
@@ -152,3 +152,10 @@ def test_what_cannot_be_compared_is_told() -> None:
         compare_models(two, "a", {"c": ModelFacts()})
     with pytest.raises(DataError, match="'unet' is no published model; known: adalora, decoder"):
         ModelFacts(paper="unet")
+
+
+def test_latex_holds_only_what_pdflatex_sets(study: Study) -> None:
+    # Typographic quotes and accents are in its UTF-8 tables, Greek and mathematics are not.
+    for table in study.tables:
+        beyond = {c for c in latex(table) if ord(c) > 0x7F} - set("’“”")
+        assert not beyond, (table.slug, beyond)

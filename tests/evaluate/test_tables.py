@@ -68,7 +68,7 @@ def test_latex_escapes_and_sets_others_figures_apart(table: Table) -> None:
     text = latex(table)
     assert "\\caption{Title. 5 \\% of cases \\& more.}" in text
     assert (
-        "base\\_line|x & 0.9559 $\\pm$ 0.0647 & 39\\,370\\,479 & $-$0.250 & "
+        "base\\_line\\textbar{}x & 0.9559 $\\pm$ 0.0647 & 39\\,370\\,479 & $-$0.250 & "
         "\\textcolor{gray}{95.50} \\\\" in text
     )
     assert "\\textbf{case *1*}" in text

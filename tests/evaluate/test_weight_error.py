@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.tables import latex
 from adalora_qat.evaluate.weight_error import (
     WHOLE,
     LayerWeights,
@@ -79,6 +80,7 @@ def test_exact_weights_and_single_weights_have_no_shape() -> None:
 
 def test_table_sets_the_papers_figures_apart() -> None:
     table = weight_error_table(weight_error_statistics([layer("a", 0.01)]))
+    assert {c for c in latex(table) if ord(c) > 0x7F} <= set("’“”")
     faint = [i for i, column in enumerate(table.columns) if column.faint]
     assert [table.rows[0][i] for i in faint] == ["2.7e-05", "7.8e-03"]
     assert [table.rows[1][i] for i in faint] == [None, None]

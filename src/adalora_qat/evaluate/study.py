@@ -190,27 +190,27 @@ def segmentation_table(study: Study) -> Table:
 def difference_table(comparisons: Sequence[Comparison]) -> Table:
     """Return every paired comparison: effect, interval, tests, and what they allow to say."""
     columns = (
-        Column("Model"), Column("Against"), Column("Metric"), Column("Group"), Column("n"),
-        Column("units"), Column("dropped"), Column("Δ mean", 4, signed=True),
-        Column("95 % interval"), Column("rank-biserial", 2, signed=True),
-        Column("Wilcoxon p (Holm)"), Column("TOST p (Holm)"), Column("Margin", 3),
-        Column("Shown"),
+        Column("Model"), Column("Metric"), Column("Group"), Column("n"), Column("units"),
+        Column("dropped"), Column("Δ mean", 4, signed=True), Column("95 % interval"),
+        Column("Shown"), Column("rank-biserial", 2, signed=True), Column("Wilcoxon p (Holm)"),
+        Column("TOST p (Holm)"), Column("Margin", 3),
     )  # fmt: skip
     rows = tuple(
         (
-            c.model_a, c.model_b, METRICS[c.metric].title,
+            c.model_a, METRICS[c.metric].title,
             "all" if c.by == POOLED else f"{c.by}: {c.group}", c.n, c.n_clusters, len(c.dropped),
-            c.mean_difference, _interval(c), c.wilcoxon.rank_biserial, _p(c.wilcoxon_p_holm),
-            _p(c.tost_p_holm), c.margin, shown(c),
+            c.mean_difference, _interval(c), shown(c), c.wilcoxon.rank_biserial,
+            _p(c.wilcoxon_p_holm), _p(c.tost_p_holm), c.margin,
         )
         for c in comparisons
     )  # fmt: skip
+    against = ", ".join(dict.fromkeys(c.model_b for c in comparisons))
     caption = (
         "Δ = model − baseline, paired by case; BCa bootstrap interval of the mean, by patient "
         "where known (units). “No difference detected” does not mean that there is none: that "
         "is what equivalence (TOST, ± margin) tests. p-values are Holm-adjusted over all rows."
     )
-    return Table("table-1-differences", "Differences to the baseline", caption, columns, rows)
+    return Table("table-1-differences", f"Differences to {against}", caption, columns, rows)
 
 
 def shown(comparison: Comparison) -> str:

@@ -40,10 +40,14 @@ def study_content(
     tables : further tables, such as the weight error's.
     """
     segmentation, differences, efficiency, ablation = study.tables
-    pooled = [v for v, c in zip(study.verdicts, study.comparisons, strict=True) if c.by == POOLED]
+    dice = [
+        said
+        for said, c in zip(study.verdicts, study.comparisons, strict=True)
+        if c.by == POOLED and c.metric == "dsc"
+    ]
     sections = [
         Section("segmentation", "Segmentation", (segmentation,)),
-        Section("differences", "Differences", (*pooled, differences)),
+        Section("differences", "Differences", (*dice, differences)),
         Section("efficiency", "Efficiency", (efficiency, *_front(study))),
         Section("ablation", "Ablation", (ablation,)),
         Section("by-case", "Across cases", tuple(case_figures(study.cases))),
@@ -56,6 +60,7 @@ def study_content(
         tuple(section for section in sections if section.blocks),
         headline(study),
         dict(provenance or {}),
+        {"Every comparison in words": "\n\n".join(study.verdicts)},
     )
 
 
