@@ -184,7 +184,7 @@ class Training:
         segmenter: Segmenter,
         settings: FitSettings,
         weights: LossWeights,
-        groups: Sequence[Mapping[str, Any]],
+        groups: list[dict[str, Any]],
     ) -> Loop:
         device = self.accelerator.device
         segmenter.to(device)
@@ -199,7 +199,6 @@ class Training:
         if bytes_needed(segmenter, entry, len(train) + len(val)) > self.resources.feature_bytes:
             entry = "image"
         objective = Objective(segmenter, weights, entry, settings.accumulate)
-        feeds = [Feed(dataset, self._features(objective, dataset)) for dataset in (train, val)]
         if self.config.compile:
             objective.compile()
         return Loop(
@@ -207,7 +206,8 @@ class Training:
             objective,
             torch.optim.AdamW(groups),
             self.accelerator,
-            *feeds,
+            Feed(train, self._features(objective, train)),
+            Feed(val, self._features(objective, val)),
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
