@@ -54,3 +54,12 @@ def test_sixteen_bits_and_one_colour_can_be_shown() -> None:
     assert shown.min() < 10
     assert shown.max() > 245
     grey_jpeg(np.full((8, 8), 7, np.uint8), (8, 8))
+
+
+def test_tall_pictures_keep_rows_and_columns_apart() -> None:
+    first, second = np.zeros((2, 100, 60), bool)
+    first[90, 10] = True
+    picture = Image.open(io.BytesIO(difference_png(first, second, (30, 50), (9, 9, 9), (8, 8, 8))))
+    assert picture.size == (30, 50)
+    assert np.asarray(picture.convert("RGBA"))[45, 5, 3] > 200
+    assert Image.open(io.BytesIO(grey_jpeg(np.eye(100, 60), (30, 50)))).size == (30, 50)
