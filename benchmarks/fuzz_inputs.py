@@ -285,7 +285,8 @@ def dicom_bytes(pixels: np.ndarray, bits: int, syntax: UID) -> bytes:
     else:
         order = "<" if syntax.is_little_endian else ">"
         dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-        dataset["PixelData"].VR = "OW"
+        # Words of a big-endian file are swapped, bytes are not.
+        dataset["PixelData"].VR = "OB" if pixels.dtype == np.uint8 else "OW"
         if syntax.is_compressed:
             dataset.compress(syntax, generate_instance_uid=False)
     return _dicom_file(dataset)

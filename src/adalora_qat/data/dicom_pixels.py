@@ -95,7 +95,13 @@ def _decode(dataset: Dataset) -> NDArray[Any]:
     failures: list[Exception] = []
     for plugin in DECODERS.get(syntax, ("",)):
         try:
-            pixels, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin)
+            # pydicom clears unused bits as if the stored ones were always the lowest.
+            pixels, _ = decoder.as_array(
+                dataset,
+                index=0,
+                decoding_plugin=plugin,
+                correct_unused_bits=False,  # type: ignore[arg-type]
+            )
             return np.asarray(pixels)
         except Exception as error:  # the next decoder may know better; the first reason is told
             failures.append(error)
@@ -126,8 +132,12 @@ def _used_bits(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.int32]:
     low = int(dataset.get("HighBit", bits - 1)) + 1 - bits
     if not 1 <= bits <= allocated or not 0 <= low <= allocated - bits:
         raise DataError(f"{bits} bits stored of {allocated} allocated, which cannot be; damaged")
+    signed = dataset.get("PixelRepresentation") == 1
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated and not signed:
+        # The stream has its own precision, and nothing above it.
+        return pixels.astype(np.int32)
     values = (pixels.astype(np.int32) >> low) & ((1 << bits) - 1)
-    if dataset.get("PixelRepresentation") == 1:
+    if signed:
         values -= (values >> (bits - 1)) << bits
     return np.asarray(values)
 

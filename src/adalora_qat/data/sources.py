@@ -43,6 +43,8 @@ Reader = Callable[[Path], Reading]
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "cxrpng", "cxr", "all247images", "pngs")
 MASK_FOLDERS = ("masks", "mask", "labels", "groundtruths", "groundtruth")
+# The SCR archive: JSRT/scratch/fold1/masks/left lung.
+ORGAN_DEPTH = 5
 # JSRT's own raw images among them.
 NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".img")
 ORGAN_FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -99,7 +101,7 @@ def read_montgomery(root: Path) -> Reading:
     ``rightMask``; or merged (512 px copies), ``images`` and ``masks`` of both lungs.
     """
     check_root("montgomery", root)
-    if folders_named(root, ORGAN_FOLDERS["left_lung"], 4):
+    if folders_named(root, ORGAN_FOLDERS["left_lung"], ORGAN_DEPTH):
         masks = _patient_sides(_organ_masks(root, "montgomery", 2))
     else:
         masks = {"lung": _lung_masks(root, "montgomery")}
@@ -143,11 +145,12 @@ def _read_named(
 
 def _organ_masks(root: Path, source: str, at_least: int) -> dict[str, MaskIndex]:
     check_root(source, root)
-    found = {kind: folders_named(root, names, 4) for kind, names in ORGAN_FOLDERS.items()}
+    found = {kind: folders_named(root, names, ORGAN_DEPTH) for kind, names in ORGAN_FOLDERS.items()}
     found = {kind: folders for kind, folders in found.items() if folders}
     if len(found) < at_least:
         wanted = ", ".join(list(ORGAN_FOLDERS)[:at_least])
-        raise missing(source, root, f"mask folders {wanted} (found: {', '.join(found) or 'none'})")
+        looked_for = f"mask folders {wanted} (found: {', '.join(found) or 'none'})"
+        raise missing(source, root, looked_for, ORGAN_DEPTH)
     return {kind: MaskIndex(folders, _without_mask) for kind, folders in found.items()}
 
 
