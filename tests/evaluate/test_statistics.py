@@ -200,6 +200,11 @@ def test_other_terms_are_said_first() -> None:
     assert verdict(found).startswith("Caution: the models were given different prompts (A oracle,")
 
 
+def test_one_model_asked_in_two_ways_has_two_names() -> None:
+    found = compare(table(shifted(0, 0.01)), table(BASE, box="whole-image"))
+    assert (found.model_a, found.model_b) == ("a (oracle)", "a (whole-image)")
+
+
 def test_values_set_by_policy_are_counted() -> None:
     a = shifted(0, 0.01)
     a[0] = 0

@@ -105,10 +105,11 @@ def compare(
     ranks = signed_rank(unit_means(d, clusters))
     low, high = cluster_bootstrap(d, clusters, confidence, resamples, seed)
     tost_p, noninferiority_p = _equivalence(estimate, margin, better)
+    name_a, name_b = _titles(table_a, table_b)
     tost_low, tost_high = estimate.interval(1 - 2 * alpha)
     return Comparison(
-        model_a=_only(table_a, "model"),
-        model_b=_only(table_b, "model"),
+        model_a=name_a,
+        model_b=name_b,
         metric=metric,
         higher_is_better=better,
         by=by,
@@ -220,6 +221,16 @@ def _equivalence(estimate: MeanEstimate, margin: float, better: bool) -> tuple[f
 
 def _only(table: pd.DataFrame, column: str) -> str:
     return str(table[column].iloc[0]) if column in table and len(table) else ""
+
+
+def _titles(table_a: pd.DataFrame, table_b: pd.DataFrame) -> tuple[str, str]:
+    """Return what to call the two: the model, and how it was asked where that tells them apart."""
+    names = _only(table_a, "model"), _only(table_b, "model")
+    for column in ("box", "altered"):
+        asked = _only(table_a, column), _only(table_b, column)
+        if names[0] == names[1] and asked[0] != asked[1]:
+            names = f"{names[0]} ({asked[0]})", f"{names[1]} ({asked[1]})"
+    return names
 
 
 def _cautions(table_a: pd.DataFrame, table_b: pd.DataFrame) -> tuple[str, ...]:
