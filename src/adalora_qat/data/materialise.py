@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adalora_qat.data.dicom import DEFAULT_SALT, read_dicom
-from adalora_qat.data.geometry import load_image
+from adalora_qat.data.image_file import load_image
 from adalora_qat.data.mask_codes import EncodedRecord
 from adalora_qat.data.reading import DICOM_SUFFIXES
 from adalora_qat.data.records import Record
