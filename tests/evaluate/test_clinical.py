@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.clinical import (
@@ -44,6 +45,9 @@ def test_components_touch_at_corners() -> None:
     mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]], bool)
     assert component_count(mask) == 3
     assert component_count(np.zeros((3, 3), bool)) == 0
+    assert component_count(np.ones((3, 3), bool)) == 1
+    noise = np.random.default_rng(0).random((60, 70)) > 0.7
+    assert component_count(noise) == ndimage.label(noise, np.ones((3, 3)))[1]
 
 
 def test_bland_altman_by_hand() -> None:
