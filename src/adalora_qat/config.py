@@ -235,8 +235,9 @@ class RunConfig(Section):
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision of the forward pass; Λ, scales and optimizer state stay FP32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward pass; Λ, scales and optimizer state stay FP32. ``tf32`` is FP32
+    with products of 10-bit mantissas on GPUs that have them, and FP32 elsewhere."""
     compile: bool = False
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

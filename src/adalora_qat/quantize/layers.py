@@ -16,10 +16,10 @@ from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.numerics import LayerNumerics, to_integers
 from adalora_qat.quantize.operators import (
     BIAS_LIMIT,
-    AdaptedLinear,
     Kind,
     Operator,
     integer_forward,
+    is_adapted,
     operator_of,
     sums_in_half,
 )
@@ -63,7 +63,7 @@ class FakeQuantLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """Return the float32 weight that is quantized: W, or W + ΔW of an adapted layer."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        if isinstance(self.layer, AdaptedLinear):
+        if is_adapted(self.layer):
             return weight + self.layer.delta_weight().to(weight.dtype)
         return weight
 

@@ -7,7 +7,7 @@ the geometry. The three differ only in the tensors they put in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ Kind = Literal["linear", "conv", "conv_transpose", "embedding"]
 BIAS_LIMIT = 2.0**31 - 128
 
 
-@runtime_checkable
 class AdaptedLinear(Protocol):
     """A linear layer whose effective weight is ``weight + delta_weight()``."""
 
@@ -31,6 +30,13 @@ class AdaptedLinear(Protocol):
     def delta_weight(self) -> Tensor:
         """Return ΔW, (out, in), differentiable."""
         ...
+
+
+def is_adapted(module: object) -> TypeGuard[AdaptedLinear]:
+    """Return whether a module is an adapted linear layer."""
+    # Not isinstance with a runtime protocol: from Python 3.12 on that looks attributes up
+    # statically, and does not find a module's parameters.
+    return isinstance(module, nn.Module) and callable(getattr(module, "delta_weight", None))
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,7 @@ class Operator:
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return what kind of quantizable layer a module is, or None."""
-    if isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Module) and isinstance(module, AdaptedLinear)
-    ):
+    if isinstance(module, nn.Linear) or is_adapted(module):
         return "linear"
     if isinstance(module, nn.Conv2d):
         return "conv"

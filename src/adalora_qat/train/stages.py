@@ -45,7 +45,7 @@ from adalora_qat.train.loop import FitSettings, FitState, Loop, StepReport, resu
 from adalora_qat.train.objective import LossWeights, Objective
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
 
-_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Training:
         self.run, self.config = run, run.config
         self.records = {"train": train, "val": val}
         self.resources = resources or Resources()
+        torch.backends.cuda.matmul.allow_tf32 = self.config.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
         self.accelerator = Accelerator(
             mixed_precision=_MIXED[self.config.precision], cpu=self.resources.cpu
         )
