@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from adalora_qat.data.geometry import to_grey_uint8
 from adalora_qat.data.materialise import materialise, read_pixels
 from adalora_qat.data.quality import Finding, QualityLimits, inspect
 from adalora_qat.data.records import Record
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, UserError
 
 HISTOGRAM_BINS = 64
 # Records a worker takes at a time: enough to hide the hand-over, few enough that a killed
@@ -174,6 +173,7 @@ def _one_by_one(records: Sequence[Record], measuring: Measuring) -> Iterator[lis
     rest = deque(records)
     while rest:
         with _pool(1) as pool:
+            _check_workers_start(pool)
             try:
                 while rest:
                     yield pool.submit(_fingerprints, [rest[0]], measuring).result()
@@ -186,11 +186,25 @@ def _one_by_one(records: Sequence[Record], measuring: Measuring) -> Iterator[lis
                 yield [Fingerprint(rest.popleft(), (Finding("image_unreadable", reason),))]
 
 
+def _check_workers_start(pool: ProcessPoolExecutor) -> None:
+    # Otherwise every file would be blamed for what is wrong with the program.
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "worker processes do not start: call prepare from under "
+            'if __name__ == "__main__": in a script, or with jobs=1'
+        ) from error
+
+
 def _pool(jobs: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a fork of a process with threads (BLAS, progress bars) may hang.
-    return ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=partial(cv2.setNumThreads, 1)
-    )
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_initialise)
+
+
+def _initialise() -> None:
+    # One worker a core; OpenCV's own threads would fight over them.
+    cv2.setNumThreads(1)
 
 
 def _fingerprints(records: Sequence[Record], measuring: Measuring) -> list[Fingerprint]:

@@ -7,6 +7,7 @@ run that was killed goes on where it stopped.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -191,7 +192,7 @@ def _manifest(
         record = fact.record
         if sides[key] is None:
             continue
-        row, column = record.spacing_mm or (None, None)
+        row, column = record.spacing_mm or (math.nan, math.nan)
         masks = {f"mask_{kind}": record.masks.get(kind) for kind in MASK_KINDS}
         rows.append(
             {
