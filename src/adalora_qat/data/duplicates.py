@@ -16,11 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adalora_qat.data.neighbours import Candidate, candidates
+from adalora_qat.data.neighbours import Candidate, Progress, candidates
 from adalora_qat.data.records import Record
 from adalora_qat.data.registration import SAME_IMAGE, Layers, similarity
-
-Progress = Callable[[int, int, str], None]
 
 SAME_PIXELS = "same pixels"
 NEAR_DUPLICATE = "near duplicate"
@@ -102,7 +100,7 @@ def near_duplicate_links(
     -------
     As many links as join each family of duplicates, not every pair within it.
     """
-    found = iter(pairs := candidates(descriptors, jobs))
+    found = iter(pairs := candidates(descriptors, jobs, progress))
     links: list[Link] = []
     groups = Groups()
     # OpenCV's own threads would fight with these.

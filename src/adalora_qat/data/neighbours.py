@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
 from typing import Any, NamedTuple
@@ -52,6 +53,8 @@ FEW = 4096
 _BLOCK = 4096
 _SEED = 20240607
 
+Progress = Callable[[int, int, str], None]
+
 
 class Candidate(NamedTuple):
     """Images ``first`` < ``second`` may be one; ``rows`` and ``columns`` of ``larger`` are the
@@ -65,7 +68,9 @@ class Candidate(NamedTuple):
     columns: Window
 
 
-def candidates(descriptors: NDArray[np.float16], jobs: int = 1) -> list[Candidate]:
+def candidates(
+    descriptors: NDArray[np.float16], jobs: int = 1, progress: Progress | None = None
+) -> list[Candidate]:
     """Return the pairs that resemble each other, most alike first.
 
     Parameters
@@ -89,11 +94,15 @@ def candidates(descriptors: NDArray[np.float16], jobs: int = 1) -> list[Candidat
 
     tasks = list(product(product(WINDOWS, WINDOWS), range(0, len(descriptors), _BLOCK)))
     with ThreadPoolExecutor(jobs) as pool:
-        for (windows, _), found in zip(tasks, pool.map(search, tasks), strict=True):
+        for done, (windows, found) in enumerate(
+            zip(tasks, pool.map(search, tasks), strict=True), 1
+        ):
             for image, other, similarity in found:
                 pair = (min(image, other), max(image, other))
                 if pair not in best or similarity > best[pair].similarity:
-                    best[pair] = Candidate(similarity, *pair, image, *windows)
+                    best[pair] = Candidate(similarity, *pair, image, *windows[0])
+            if progress:
+                progress(done, len(tasks), "looking for look-alikes")
     ranked = sorted(best.values(), key=lambda c: (-c.similarity, c.first, c.second))
     return _capped(ranked, len(descriptors))
 

@@ -21,7 +21,6 @@ from adalora_qat.data.dicom import DEFAULT_SALT
 from adalora_qat.data.duplicates import (
     SAME_PIXELS,
     Link,
-    Progress,
     group,
     near_duplicate_links,
     patient_links,
@@ -29,6 +28,7 @@ from adalora_qat.data.duplicates import (
 )
 from adalora_qat.data.fingerprint import Measuring, available_cores, fingerprint_all
 from adalora_qat.data.fingerprint_store import Facts, FingerprintStore, stamp
+from adalora_qat.data.neighbours import Progress
 from adalora_qat.data.outcome import (
     EXTERNAL_TWIN,
     NOT_USED,
@@ -87,7 +87,7 @@ def prepare(
         if not fit:
             _write_table(unfit, Quarantined, out / "quarantine.csv")
             raise DataError(f"no image is usable; the reasons are in {out / 'quarantine.csv'}")
-        links = _links(fit, store, jobs, progress)
+        links = find_links(fit, store, jobs, progress)
         groups = group(fit, links)
         sides = _sides(fit, groups, seed, fractions, external)
         quarantine = sorted([*unfit, *_twins(fit, sides)])
@@ -98,9 +98,9 @@ def prepare(
         _write_table(quarantine, Quarantined, out / "quarantine.csv")
         _write_table(linked, Linked, out / "groups.csv")
         write_json(out / "report.json", {k: v for k, v in asdict(report).items() if k != "folder"})
-        if progress:
-            progress(0, 1, "drawing the data card")
         write_card(out / "card.html", CardContents(report, manifest, quarantine, linked), store)
+        if progress:
+            progress(1, 1, "drawing the data card")
     return report
 
 
@@ -128,10 +128,15 @@ def _measure(
     return store.facts(records)
 
 
-def _links(
+def find_links(
     fit: Mapping[str, Facts], store: FingerprintStore, jobs: int, progress: Progress | None
 ) -> list[Link]:
-    """Find everything that joins records: patients, same pixels, near duplicates."""
+    """Find everything that joins records: patients, same pixels, near duplicates.
+
+    Parameters
+    ----------
+    fit : id → facts of the usable records, in the order of their ids.
+    """
     same = shared_links({key: fact.pixel_hash for key, fact in fit.items()}, SAME_PIXELS)
     copies = {link.second for link in same}
     distinct = [key for key in fit if key not in copies]
