@@ -3,11 +3,12 @@
 Usage: ``python benchmarks/statistics_calibration.py [--studies 500] [--resamples 9999]
 [--out results/evaluation/statistics_calibration.json]``
 
-Every study is a pair of per-case tables that goes through ``compare``, as a user's would.
 Asked of each kind of study: are Wilcoxon's p-values uniform where the models do not differ
 (Kolmogorov–Smirnov), does the 95 % bootstrap interval cover the true mean difference in 93 to
-97 % of studies, and is equivalence, or non-inferiority, claimed in at most 5 % of studies whose
-true difference is exactly the margin. Rates carry their Monte Carlo error.
+97 % of studies, and is equivalence claimed in at most 5 % of studies whose true difference is
+exactly the margin (at the lower one that is also the rate of false non-inferiority, the other
+of the two tests being passed nearly always). Rates carry their Monte Carlo error. All
+but the last go through ``compare`` on a pair of per-case tables.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from _machine import describe_machine
+from adalora_qat.evaluate.paired_tests import clustered_mean
 from adalora_qat.evaluate.statistics import DEFAULT_MARGIN, compare
 from adalora_qat.files import write_json
 
 Reals = NDArray[np.float64]
 ALPHA = 0.05
+EDGE_STUDIES = 10000
+"""Studies at the margin: their tests are cheap, and so their rates can be exact."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,6 @@ def main() -> None:
             "wilcoxon_ks_p": "> 0.01",
             "bootstrap_coverage": "0.93 to 0.97",
             "false_equivalence": "<= 0.05 within Monte Carlo error",
-            "false_noninferiority": "<= 0.05 within Monte Carlo error",
         },
         "kinds": {
             name: calibrate(study, given.studies, given.resamples, given.seed)
@@ -114,36 +117,42 @@ def main() -> None:
 def calibrate(study: Study, count: int, resamples: int, seed: int) -> dict[str, object]:
     """Return the rates of one kind of study, and whether each bar is met."""
     rng = np.random.default_rng([seed, study.patients, study.images])
-    p, covered, low, high, noninferior = [], 0, 0, 0, 0
+    shape = (study.patients, study.images)
+    p, covered = [], 0
     for number in range(count):
-        d = study.draw(rng, (study.patients, study.images))
-        null = compare(*tables(d), resamples=resamples, seed=number)
+        null = compare(*tables(study.draw(rng, shape)), resamples=resamples, seed=number)
         p.append(null.wilcoxon.p)
         covered += null.ci_low <= 0 <= null.ci_high
+    clusters = np.repeat(np.arange(study.patients), study.images)
+    low = high = 0
+    for _ in range(EDGE_STUDIES):
+        d = study.draw(rng, shape).ravel()
         # Exactly at the margin no claim is true, from either side.
-        below = compare(*tables(d - DEFAULT_MARGIN), resamples=2)
-        above = compare(*tables(d + DEFAULT_MARGIN), resamples=2)
-        low += below.tost_p < ALPHA
-        high += above.tost_p < ALPHA
-        noninferior += below.noninferiority_p < ALPHA
+        low += claimed(d - DEFAULT_MARGIN, clusters)
+        high += claimed(d + DEFAULT_MARGIN, clusters)
     ks = float(stats.kstest(p, "uniform").pvalue)
-    most = float(stats.binom.ppf(0.99, count, ALPHA)) / count
+    most = float(stats.binom.ppf(0.99, EDGE_STUDIES, ALPHA)) / EDGE_STUDIES
     result: dict[str, object] = {
         "wilcoxon_ks_p": round(ks, 4) if study.symmetric else None,
         "wilcoxon_rejects_at_0.05": round(float(np.mean(np.array(p) < ALPHA)), 4),
         "bootstrap_coverage": covered / count,
-        "false_equivalence_at_lower_margin": low / count,
-        "false_equivalence_at_upper_margin": high / count,
-        "false_noninferiority": noninferior / count,
-        "monte_carlo_standard_error": round(float(np.sqrt(0.05 * 0.95 / count)), 4),
+        "false_equivalence_at_lower_margin": low / EDGE_STUDIES,
+        "false_equivalence_at_upper_margin": high / EDGE_STUDIES,
+        "standard_error_of_coverage": round(float(np.sqrt(0.05 * 0.95 / count)), 4),
     }
     result["met"] = {
         "wilcoxon_uniform": ks > 0.01 if study.symmetric else None,
         "coverage": 0.93 <= covered / count <= 0.97,
-        "false_equivalence": max(low, high) / count <= most,
-        "false_noninferiority": noninferior / count <= most,
+        "false_equivalence": max(low, high) / EDGE_STUDIES <= most,
     }
     return result
+
+
+def claimed(d: Reals, clusters: NDArray[np.int64]) -> bool:
+    """Return whether two one-sided tests claim equivalence, as ``compare`` does."""
+    estimate = clustered_mean(d, clusters)
+    above, below = estimate.p_above(-DEFAULT_MARGIN), estimate.p_below(DEFAULT_MARGIN)
+    return max(above, below) < ALPHA
 
 
 def tables(d: Reals) -> tuple[pd.DataFrame, pd.DataFrame]:

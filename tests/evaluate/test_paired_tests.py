@@ -119,12 +119,15 @@ def test_bootstrap_as_scipy() -> None:
     clusters = np.repeat(np.arange(40), rng.integers(1, 4, 40))
     d = rng.exponential(0.01, 40)[clusters] + rng.normal(0, 0.003, len(clusters))
     sums, sizes = np.bincount(clusters, weights=d), np.bincount(clusters).astype(float)
+    # The level at which the normal quantile is as wide as the widened one of 40 clusters.
+    wide = np.sqrt(40 / 39) * stats.t.ppf(0.975, 39)
     reference = stats.bootstrap(
         (sums, sizes),
         lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
         paired=True,
         vectorized=True,
         n_resamples=20000,
+        confidence_level=2 * stats.norm.cdf(wide) - 1,
         method="BCa",
         rng=np.random.default_rng(0),
     )

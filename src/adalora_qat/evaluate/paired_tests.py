@@ -131,9 +131,12 @@ def cluster_bootstrap(
 ) -> tuple[float, float]:
     """Return the BCa bootstrap interval of the mean over cases, whole clusters resampled.
 
-    Efron 1987 (J Am Stat Assoc 82:171). The mean is a ratio of cluster sums to cluster
+    Efron 1987 (J Am Stat Assoc 82:171), widened for few clusters as the expanded percentile
+    interval (Hesterberg 2015, Am Stat 69:371): √(G/(G−1)) times the t quantile of
+    G−1 degrees of freedom stands in for the normal quantile, without which 95 % intervals of
+    20 cases cover 92 to 93 %. The mean is a ratio of cluster sums to cluster
     sizes, so the jackknife is closed: ``scipy.stats.bootstrap`` builds it from G² values,
-    out of reach for thousands of patients. With equal settings the two agree.
+    out of reach for thousands of patients. At equal nominal levels the two agree.
 
     Returns
     -------
@@ -146,19 +149,22 @@ def cluster_bootstrap(
         return float(d[0]), float(d[0])
     sums = np.bincount(groups, weights=d).astype(np.float64)
     sizes = np.bincount(groups).astype(np.float64)
+    count = len(sums)
+    wide = math.sqrt(count / (count - 1)) * float(stats.t.ppf(0.5 + confidence / 2, count - 1))
+    ends = np.array([-wide, wide])
     mean = float(sums.sum() / sizes.sum())
     means = _resampled_means(sums, sizes, resamples, np.random.default_rng(seed))
     left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
     deviation = left_out.mean() - left_out
     spread = float((deviation**2).sum())
     if not spread:  # every cluster has the same mean
-        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        low, high = np.quantile(means, stats.norm.cdf(ends))
         return float(low), float(high)
     acceleration = float((deviation**3).sum()) / (6 * spread**1.5)
     below = float(np.mean(means < mean) + np.mean(means == mean) / 2)
     below = min(max(below, 0.5 / resamples), 1 - 0.5 / resamples)
     bias = float(stats.norm.ppf(below))
-    z = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+    z = bias + ends
     low, high = np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 
