@@ -1,0 +1,145 @@
+"""Rows of a GPU benchmark: timed by device events, run in worker processes, saved one by one.
+
+A row that fails, even one that takes the CUDA context with it, is recorded and the next one goes
+on; rows that no time is left for are recorded as skipped.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Results = dict[str, Any]
+
+
+def timed(step: Callable[[], Any], repeats: int, warm: int) -> tuple[float, float]:
+    """Return the median and the worst seconds of ``step``."""
+    for _ in range(warm):
+        step()
+    torch.cuda.synchronize()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize()
+    seconds = [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
+    return statistics.median(seconds), max(seconds)
+
+
+def relative_error(ours: Tensor, wanted: Tensor | None) -> float | None:
+    """Return ‖ours − wanted‖/‖wanted‖, or None without a reference."""
+    if wanted is None:
+        return None
+    wanted = wanted.to(ours.device)
+    return ((ours.float() - wanted).norm() / wanted.norm()).item()
+
+
+def reset() -> None:
+    """Forget compiled code and free memory, so that no row profits from the one before."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb() -> float:
+    """Return the most memory allocated since the last reset, in GiB."""
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def drive(rows: Sequence[str], name: str, deadline_s: float) -> Results:
+    """Run this script again as a worker until every row is recorded; return the results."""
+    started = time.time()
+    folder = Path(os.environ.get("OUT", "out"))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"machine": machine(), "rows": {}}))
+    end = started + deadline_s
+    for _ in rows:
+        # A row that hangs in a compiler must leave time to print what there is.
+        command = [sys.executable, *sys.argv, "--worker", str(file), str(end)]
+        try:
+            code = subprocess.run(
+                command, timeout=max(1.0, end + 45 - time.time()), check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            break
+        if code == 0:
+            break
+    results: Results = json.loads(file.read_text())
+    results["seconds"] = time.time() - started
+    file.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def work(
+    rows: Sequence[str], file: Path, end: float, run: Callable[[str, Results], Results]
+) -> None:
+    """Run the rows that ``file`` lacks, saving after each; leave if the device is lost."""
+    for row in rows:
+        results: Results = json.loads(file.read_text())
+        if row in results["rows"]:
+            continue
+        if time.time() > end:
+            save(file, results, row, {"error": "skipped: out of time"})
+            continue
+        # Written first: if the process dies in this row, the next worker passes it by.
+        save(file, results, row, {"error": "the process died"})
+        started = time.perf_counter()
+        lost = False
+        try:
+            answer = run(row, results)
+        except Exception as problem:
+            answer = {"error": f"{type(problem).__name__}: {str(problem)[:400]}"}
+            lost = "CUDA error" in str(problem)
+        answer["row_s"] = round(time.perf_counter() - started, 1)
+        save(file, results, row, answer)
+        print(f"{row}: {json.dumps(answer)}", flush=True)
+        if lost:
+            sys.exit(3)
+
+
+def save(file: Path, results: Results, row: str, answer: Results) -> None:
+    """Record a row."""
+    results["rows"][row] = answer
+    file.write_text(json.dumps(results, indent=1))
+
+
+def table(results: Results) -> Iterator[str]:
+    """Yield the lines of a table, one a row."""
+    yield json.dumps(results["machine"])
+    for row, answer in results["rows"].items():
+        if "images_per_s" not in answer:
+            yield f"{row:56s} {json.dumps(answer)}"
+            continue
+        errors = [f"{key} {answer[key]:.1e}" for key in answer if "error" in key and answer[key]]
+        speed = f"{answer['images_per_s']:7.1f} images/s {answer['peak_gb']:6.1f} GB"
+        yield f"{row:56s} {speed}  {'  '.join(errors)}"
+
+
+def machine() -> Results:
+    """Return the device and the versions that decide its speed."""
+    from importlib import metadata
+
+    found: Results = {"device": "none"}
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    for package in ("torch", "transformers", "peft", "triton"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
