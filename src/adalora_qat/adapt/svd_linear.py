@@ -63,7 +63,9 @@ class SVDLinear(nn.Module):
             self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         like = self.weight
         self.P = nn.Parameter(_orthonormal(self.out_features, rank, generator).to(like))
-        self.Q = nn.Parameter(_orthonormal(self.in_features, rank, generator).to(like).T.contiguous())
+        self.Q = nn.Parameter(
+            _orthonormal(self.in_features, rank, generator).to(like).T.contiguous()
+        )
         self.lam = nn.Parameter(torch.zeros(rank, device=like.device))
         self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=like.device))
         self.register_buffer("scaling", torch.tensor(float(scaling), device=like.device))
