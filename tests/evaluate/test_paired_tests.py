@@ -9,6 +9,7 @@ from adalora_qat.evaluate.paired_tests import (
     clustered_mean,
     holm,
     signed_rank,
+    skewed_level,
 )
 
 
@@ -111,6 +112,17 @@ def test_equal_differences_have_no_error_whatever_rounding_made_of_them() -> Non
     assert clustered_mean(d, [0, 1, 2]).standard_error == 0
     low, high = cluster_bootstrap(d, [0, 1, 2])
     assert low == high == pytest.approx(0.1)
+
+
+def test_skewness_costs_level_as_simulated() -> None:
+    rng = np.random.default_rng(8)
+    draws = (rng.gamma(4, 1, (20000, 80)) - 4) * 0.005  # skewness 1, true mean 0
+    t = draws.mean(axis=1) / draws.std(axis=1, ddof=1) * np.sqrt(80)
+    level = np.mean(t < stats.t.ppf(0.05, 79))
+    exact = np.tile([-1.0, 1.0, 0.0], 27)[:80]
+    assert skewed_level(exact, 0.05) == pytest.approx(0.05, abs=1e-3)
+    assert np.mean([skewed_level(d, 0.05) for d in draws[:300]]) == pytest.approx(level, abs=0.005)
+    assert skewed_level([0.1, 0.1, 0.1], 0.05) == skewed_level([1.0, 2.0], 0.05) == 0.05
 
 
 def test_bootstrap_as_scipy() -> None:

@@ -184,6 +184,14 @@ def test_mean_and_ranks_that_disagree_are_pointed_out() -> None:
     assert "The mean points the other way" in verdict(compare(table(BASE + d), table(BASE, "b")))
 
 
+def test_skewed_differences_are_pointed_out() -> None:
+    d = np.random.default_rng(4).normal(0, 0.001, 60)
+    assert "skewed" not in verdict(compare(table(BASE + d), table(BASE, "b")))
+    d[:2] = -0.1
+    told = verdict(compare(table(BASE + d), table(BASE, "b")))
+    assert "the 5 % level of the tests against the margin is really about 12 %" in told
+
+
 def test_for_a_distance_lower_is_better_and_the_margin_is_stated() -> None:
     far = np.random.default_rng(2).gamma(3, 1, 60)
     near = far - 1 + np.random.default_rng(3).normal(0, 0.2, 60)
