@@ -1,6 +1,7 @@
 """Fingerprints on disk."""
 
 import os
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,14 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").write_bytes(b"no database " * 100)
     with pytest.raises(UserError, match=r"store\.sqlite cannot be used.*delete it"):
         FingerprintStore(tmp_path / "store.sqlite")
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    found = [Fingerprint(record(tmp_path, 1))]
+    with FingerprintStore(tmp_path / "store.sqlite") as store:
+        other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        store._database.execute("PRAGMA busy_timeout = 50")
+        with pytest.raises(UserError, match="no other prepare"):
+            store.add(found, {"s/1": "x"})
+        other.close()

@@ -106,20 +106,22 @@ def near_duplicate_links(
     # OpenCV's own threads would fight with these.
     own_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    with ThreadPoolExecutor(jobs) as pool:
-        done = 0
-        while batch := list(islice(found, BATCH)):
-            done += len(batch)
-            open_pairs = [
-                p for p in batch if groups.root(ids[p.first]) != groups.root(ids[p.second])
-            ]
-            verified = _verify(open_pairs, ids, thumbnail_of, pool)
-            links += verified
-            for link in verified:
-                groups.join(link.first, link.second)
-            if progress:
-                progress(done, len(pairs), "comparing look-alikes")
-    cv2.setNumThreads(own_threads)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            done = 0
+            while batch := list(islice(found, BATCH)):
+                done += len(batch)
+                apart = [
+                    p for p in batch if groups.root(ids[p.first]) != groups.root(ids[p.second])
+                ]
+                verified = _verify(apart, ids, thumbnail_of, pool)
+                links += verified
+                for link in verified:
+                    groups.join(link.first, link.second)
+                if progress:
+                    progress(done, len(pairs), "comparing look-alikes")
+    finally:
+        cv2.setNumThreads(own_threads)
     return links
 
 

@@ -71,12 +71,24 @@ class FingerprintStore:
         self._database.close()
 
     def add(self, fingerprints: Iterable[Fingerprint], stamps: Mapping[str, str]) -> None:
-        """Keep fingerprints, each under the stamp its files had when they were read."""
+        """Keep fingerprints, each under the stamp its files had when they were read.
+
+        Raises
+        ------
+        UserError
+            If the disk is full or another run holds the file.
+        """
         rows = [(found.record.id, stamps[found.record.id], *_pack(found)) for found in fingerprints]
-        with self._database:
-            self._database.executemany(
-                "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?, ?, ?)", rows
-            )
+        try:
+            with self._database:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?, ?, ?)", rows
+                )
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot write {self.path}: {error}; make room on the disk, and let no other "
+                "prepare write to the same folder"
+            ) from error
 
     def current(self, stamps: Mapping[str, str], made_in: Path) -> set[str]:
         """Return the ids whose kept fingerprint holds: same stamp, and what it wrote is there.

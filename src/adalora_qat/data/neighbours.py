@@ -5,7 +5,7 @@ much, and then hashed with random rotations (cross-polytope hashing: Andoni, Ind
 Razenshteyn and Schmidt, NIPS 2015). Only images that meet in a bucket are compared, so time
 grows with the images and the meetings, not with all pairs.
 
-N images, E = 128 dimensions of an embedding, T tables.
+N images, E = 160 dimensions of an embedding, T tables.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from scipy import sparse
 
 from adalora_qat.data.descriptor import WHOLE, WINDOWS, Window, window_map
 
-DIMENSIONS = 128
+DIMENSIONS = 160
 # A corpus tells its own covariance only as far as it has images; up to about this many, the
 # usual one (identity, for weighted descriptors) still counts.
 PRIOR_IMAGES = 500
 SPREAD_FLOOR = 0.05
-TABLES = 16
+TABLES = 20
 # The bucket of an image is the pair of its two largest coordinates after a rotation. A query
 # looks into the buckets of the pairs among its three largest.
 PROBED = 3
@@ -37,12 +37,12 @@ SKETCH_WORDS = 2
 SKETCH_BITS = 64 * SKETCH_WORDS
 # Cosine of pairs that are always worth a registration, and of those that are if there are
 # not too many. Of copies that were re-encoded, shrunk to 224 px, cropped by up to 5 % and
-# changed in contrast at once, 99.9 % lie above the first; pairs of different chests 1 in
-# 5,000. Other exposures of one patient lie between the two as often as above both.
-STRONG, MIN_SIMILARITY = 0.6, 0.5
+# changed in contrast at once, 99.9 % lie above the first; of pairs of different chests
+# 1 in 30,000. Other exposures of one patient lie between the two as often as above both.
+STRONG, MIN_SIMILARITY = 0.62, 0.5
 # How many of the latter: as many as this, or this share of the images. Their number would
-# grow with the square of the corpus, the time to verify them with it.
-MIN_WEAK, WEAK_SHARE = 1000, 0.25
+# grow with the square of the corpus, and the time to verify them with it.
+MIN_WEAK, WEAK_SHARE = 1000, 0.2
 # Angle θ between two vectors flips a share θ/π of the bits; three standard deviations on top.
 _FLIPPED = math.acos(MIN_SIMILARITY) / math.pi
 MAX_FLIPPED = SKETCH_BITS * _FLIPPED + 3 * math.sqrt(SKETCH_BITS * _FLIPPED * (1 - _FLIPPED))

@@ -32,6 +32,8 @@ HOPELESS = 0.4
 CLEAR = 0.75
 COARSE_SIDE = THUMBNAIL_SIDE // 2
 MIN_OVERLAP = 0.6
+# Copies settle in about five iterations; what has not settled in twelve is none.
+ITERATIONS = 12
 # A block must be found within this many pixels of where the alignment puts it: breathing
 # moves ribs a little, and an affine map cannot follow that.
 BLOCK, STEP, SEARCH = 32, 16, 4
@@ -83,6 +85,9 @@ def similarity(
     alignment was found. From ``SAME_IMAGE`` on, the two are one.
     """
     start = _window_to_affine(rows, columns, COARSE_SIDE)
+    found = _correlation(larger.coarse_detail, other.coarse_detail, start)
+    if found >= CLEAR:
+        return found
     affine = _align(larger.coarse, other.coarse, start)
     if affine is None:
         return -1.0
@@ -117,7 +122,7 @@ def _window_to_affine(rows: Window, columns: Window, side: int) -> Affine:
 
 def _align(moving: NDArray[np.float32], fixed: NDArray[np.float32], start: Affine) -> Affine | None:
     """Return the affine map from ``fixed`` to ``moving`` pixels that fits best, or None."""
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 2e-3)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ITERATIONS, 2e-3)
     try:
         _, found = cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop)
     except cv2.error:  # the iterations left the image: nothing to align
