@@ -38,7 +38,7 @@ from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy
-from adalora_qat.quantize.prepare import freeze, learn, observe, prepare, refresh
+from adalora_qat.quantize.prepare import freeze, learn, observe, prepare, quantized_layers, refresh
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.loop import FitSettings, FitState, Loop, StepReport, resumed_ranks, trainable
@@ -136,10 +136,11 @@ class Training:
             return
         config = self.config
         segmenter, _ = load_model(self.run.stage("stage1") / MODEL_FILE)
-        fold_batch_norms(segmenter)
-        assigned = prepare(segmenter, load_policy(config.quantize.policy), config.quantize)
-        segmenter.to(self.accelerator.device)
-        if any(numerics.weight is not None for _, numerics in assigned):
+        policy = load_policy(config.quantize.policy)
+        if policy.rows:
+            fold_batch_norms(segmenter)
+            prepare(segmenter, policy, config.quantize)
+            segmenter.to(self.accelerator.device)
             observe(segmenter)
             self._calibrate(segmenter)
             freeze(segmenter)
@@ -309,7 +310,8 @@ def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
             adapter.lam.requires_grad_(True)
     if "decoder" in config.stage2.train:
         segmenter.mask_decoder.requires_grad_(True)
-    refresh(segmenter)
+    if quantized_layers(segmenter):
+        refresh(segmenter)
     if "scales" in config.stage2.train:
         learn(segmenter)
     if config.stage2.epochs and not trainable(segmenter):
