@@ -44,7 +44,7 @@ class TorchPredictor:
         boxes = (
             whole_box(height, width)[None]
             if boxes_xyxy_original is None
-            else np.stack([check_box(box, (height, width)) for box in boxes_xyxy_original])
+            else check_box(boxes_xyxy_original, (height, width))
         )
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
