@@ -15,7 +15,7 @@ from adalora_qat.data.outcome import PrepareReport
 from adalora_qat.data.phantom import phantom, write_phantoms
 from adalora_qat.data.prepare import prepare
 from adalora_qat.data.splits import read_manifest, records_of
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, UserError
 
 OUTPUTS = (
     "manifest.csv", "manifest.parquet", "quarantine.csv", "groups.csv", "report.json", "card.html",
@@ -153,9 +153,14 @@ def test_nothing_usable_leaves_the_reasons(tmp_path: Path) -> None:
     assert "image_unreadable" in (tmp_path / "out" / "quarantine.csv").read_text()
 
 
-def test_no_source_at_all(tmp_path: Path) -> None:
+def test_what_cannot_be_meant(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="NAME=PATH"):
         prepare({}, tmp_path)
+    with pytest.raises(DataError, match="jobs=-1"):
+        prepare(sources(data), tmp_path, jobs=-1)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"store\.sqlite cannot be used"):
+        prepare({"phantom": data / "phantoms"}, tmp_path / "file" / "out", jobs=1)
 
 
 def test_memory_holds_one_batch_of_pixels(

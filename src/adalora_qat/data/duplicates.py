@@ -1,7 +1,10 @@
 """Groups of records that belong together: duplicates and one patient's images.
 
 Exact duplicates have the same pixels; near duplicates resemble each other among many
-(``neighbours``) and agree in fine detail once aligned (``registration``).
+(``neighbours``) and agree in fine detail once aligned (``registration``). That finds copies
+re-encoded, resized, retouched or cropped by up to a tenth of a side, and another exposure of
+one patient in the same posture. Mirrored or inverted copies, and a patient who stood otherwise,
+are not found by pixels; there only patient ids help.
 """
 
 from __future__ import annotations

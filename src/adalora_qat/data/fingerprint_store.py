@@ -52,12 +52,14 @@ class FingerprintStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path)
             self._database.execute(_TABLE)
-        except sqlite3.Error as error:
-            raise UserError(f"{path} cannot be used ({error}); delete it and run again") from error
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"{path} cannot be used ({error}); delete it, or choose a folder that can be written"
+            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -76,6 +76,8 @@ def prepare(
     """
     if not sources:
         raise DataError("prepare needs at least one data set, as NAME=PATH")
+    if jobs is not None and jobs < 1:
+        raise DataError(f"jobs={jobs}: give at least 1, or None for every core")
     out, jobs = Path(out).absolute(), jobs or available_cores()
     readings = {name: read_source(name, Path(root).absolute()) for name, root in sources.items()}
     records = sorted((r for reading in readings.values() for r in reading.records), key=_id)
