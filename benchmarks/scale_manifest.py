@@ -28,7 +28,7 @@ from _phantom_corpus import PAPER_RECORDS, corpus
 from adalora_qat.data.duplicates import group
 from adalora_qat.data.fingerprint import Fingerprint
 from adalora_qat.data.fingerprint_store import FingerprintStore
-from adalora_qat.data.prepare import _manifest, _sides, find_links
+from adalora_qat.data.prepare import build_manifest, choose_splits, find_links
 from adalora_qat.data.records import Record
 from adalora_qat.data.splits import write_manifest
 
@@ -144,9 +144,9 @@ def measured(work: Path, count: int, jobs: int) -> dict[str, Any]:
         links = find_links(facts, store, jobs, None)
         lap("find links")
         groups = group(facts, links)
-        sides = _sides(facts, groups, 0, (0.8, 0.1, 0.1), ())
+        sides = choose_splits(facts, groups, 0, (0.8, 0.1, 0.1), ())
         lap("group and split")
-        write_manifest(_manifest(facts, groups, sides), work / f"out{count}")
+        write_manifest(build_manifest(facts, groups, sides), work / f"out{count}")
         lap("write manifest")
     seconds, cpu_seconds = perf_counter() - start, process_time() - cpu
     return {

@@ -58,7 +58,7 @@ class FingerprintStore:
             self._database.execute(_TABLE)
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"{path} cannot be used ({error}); delete it, or choose a folder that can be written"
+                f"{path} cannot be used ({error}); delete it or choose another folder"
             ) from error
 
     def __enter__(self) -> Self:

@@ -91,9 +91,9 @@ def prepare(
             raise DataError(f"no image is usable; the reasons are in {out / 'quarantine.csv'}")
         links = find_links(fit, store, jobs, progress)
         groups = group(fit, links)
-        sides = _sides(fit, groups, seed, fractions, external)
+        sides = choose_splits(fit, groups, seed, fractions, external)
         quarantine = sorted([*unfit, *_twins(fit, sides)])
-        manifest = _manifest(fit, groups, sides)
+        manifest = build_manifest(fit, groups, sides)
         linked = _linked(groups, links, sides)
         report = _report(out, seed, fractions, external, readings, manifest, quarantine, linked)
         write_manifest(manifest, out)
@@ -153,13 +153,14 @@ def find_links(
     return sorted([*patient_links(fact.record for fact in fit.values()), *same, *near])
 
 
-def _sides(
+def choose_splits(
     fit: Mapping[str, Facts],
     groups: Mapping[str, str],
     seed: int,
     fractions: Sequence[float],
     external: Collection[str],
 ) -> dict[str, str | None]:
+    """Return id → split, None for what an external test set forbids."""
     records = [fact.record for fact in fit.values()]
     sides = assign_splits(records, [groups[key] for key in fit], seed, fractions, external)
     return dict(zip(fit, sides, strict=True))
@@ -191,9 +192,10 @@ def _twins(fit: Mapping[str, Facts], sides: Mapping[str, str | None]) -> list[Qu
     ]
 
 
-def _manifest(
+def build_manifest(
     fit: Mapping[str, Facts], groups: Mapping[str, str], sides: Mapping[str, str | None]
 ) -> pd.DataFrame:
+    """Return the manifest of the records that have a split, paths absolute."""
     rows = []
     for key, fact in fit.items():
         record = fact.record
