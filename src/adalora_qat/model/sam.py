@@ -9,6 +9,7 @@ Shapes: B images, N boxes per image, S model side, D embedding width (256), E em
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -235,10 +236,8 @@ class Segmenter(nn.Module):
         -------
         logits (B, N, L, L) and predicted IoU (B, N).
         """
-        sparse, dense = self.prompt_encoder(
-            input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
-        )
-        positions = self.image_positions().to(embeddings.dtype)
+        sparse, dense, positions = self._prompts(boxes)
+        positions = positions.to(embeddings.dtype)
         logits, iou = self.mask_decoder(
             image_embeddings=embeddings,
             image_positional_embeddings=positions.expand(len(embeddings), -1, -1, -1),
@@ -251,6 +250,14 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Segment: images (B, 3, S, S), boxes (B, N, 4) → logits (B, N, L, L), IoU (B, N)."""
         return self.decode(self.encode(images), boxes)
+
+    def _prompts(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Fourier phases run to hundreds of radians: in half precision they would be noise.
+        with _full_precision(boxes.device.type):
+            sparse, dense = self.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
+            )
+            return sparse, dense, self.image_positions()
 
     def image_positions(self) -> Tensor:
         """Return the positional encoding of the embedding grid, (1, D, E, E)."""
@@ -276,6 +283,13 @@ def random_segmenter(
             if "rel_pos" in key or key.endswith("pos_embed") or "attention_biases" in key:
                 nn.init.normal_(parameter, std=0.02)
     return segmenter.eval()
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    # Where autocast is off there is nothing to switch, and an exported graph stays flat.
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _sam_config(variant: Variant, attention: str) -> SamConfig:
