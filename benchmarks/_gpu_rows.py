@@ -14,12 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from _machine import describe_machine
 
 Results = dict[str, Any]
 
@@ -60,13 +62,14 @@ def peak_gb() -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
-def drive(rows: Sequence[str], name: str, deadline_s: float) -> Results:
+def drive(rows: Sequence[str], name: str, deadline_s: float, config: Mapping[str, Any]) -> Results:
     """Run this script again as a worker until every row is recorded; return the results."""
     started = time.time()
     folder = Path(os.environ.get("OUT", "out"))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
-    file.write_text(json.dumps({"machine": machine(), "rows": {}}))
+    head = {"command": ["python", *sys.argv], "config": dict(config), "machine": machine()}
+    file.write_text(json.dumps({**head, "rows": {}}))
     end = started + deadline_s
     for _ in rows:
         # A row that hangs in a compiler must leave time to print what there is.
@@ -131,15 +134,21 @@ def table(results: Results) -> Iterator[str]:
 
 
 def machine() -> Results:
-    """Return the device and the versions that decide its speed."""
+    """Return the machine, the versions that decide its speed, and the commit.
+
+    BENCHMARK_COMMIT names the commit of a copy that git does not know.
+    """
     from importlib import metadata
 
-    found: Results = {"device": "none"}
+    found: Results = describe_machine()
+    found["commit"] = found["commit"] or os.environ.get("BENCHMARK_COMMIT")
+    found["device_memory_gb"] = None
     if torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
-    for package in ("torch", "transformers", "peft", "triton"):
+        memory = torch.cuda.get_device_properties(0).total_memory
+        found["device_memory_gb"] = round(memory / 2**30, 1)
+    for package in ("peft", "triton"):
         try:
-            found[package] = metadata.version(package)
+            found["packages"][package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
+            found["packages"][package] = None
     return found

@@ -200,6 +200,7 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--deadline", type=float, default=240, help="seconds for everything")
+    parser.add_argument("--warm", choices=["first", "only", "never"], default="first")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--compile", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -210,8 +211,11 @@ def main() -> None:
     elif given.worker:
         work(rows, Path(given.worker[0]), float(given.worker[1]), run)
     else:
-        warm()
-        print("\n".join(table(drive(rows, "attention_kernels", given.deadline))))
+        if given.warm != "never":
+            warm()
+        if given.warm != "only":
+            config = {"heads": HEADS, "width": WIDTH, "batch": BATCH}
+            print("\n".join(table(drive(rows, "attention_kernels", given.deadline, config))))
 
 
 if __name__ == "__main__":
