@@ -1,0 +1,190 @@
+"""Fill the result tables of README.md from the summaries under results/.
+
+``python docs/make_tables.py`` rewrites what stands between the markers
+``<!-- results:begin -->`` and ``<!-- results:end -->``. A summary that is not there leaves the
+sentence "not yet run"; no figure is ever typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+STUDIES = (
+    ("Real radiographs (JSRT and Shenzhen), LiteMedSAM", "results/jsrt_shenzhen/summary.json"),
+    ("Phantoms (`make demo`)", "results/demo/summary.json"),
+)
+ROWS = {
+    "zero_shot": "Zero-shot, pretrained weights",
+    "decoder_only": "Decoder fine-tuning, FP32",
+    "stage1": "Stage 1: AdaLoRA and decoder, FP32",
+    "ptq": "INT8 after training only (PTQ)",
+    "qat": "Stage 2: INT8, fine-tuned (QAT)",
+    "int8_runtime": "INT8 in ONNX Runtime, as shipped",
+}
+SIZES = {
+    "fp32": "FP32 ONNX",
+    "fp32_onnx": "FP32 ONNX",
+    "int8_packed": "packed INT8 weights",
+    "int8_onnx": "INT8 ONNX, as shipped",
+}
+VERSIONS = ("python", "torch", "onnxruntime")
+
+
+def results_text(root: Path) -> tuple[str, list[str]]:
+    """Return the Markdown between the markers, and a note for each summary that is absent."""
+    parts, notes = [], []
+    for title, name in STUDIES:
+        file = root / name
+        if file.is_file():
+            parts.append(study_text(title, json.loads(file.read_text("utf-8"))))
+        else:
+            parts.append(f"**{title}**: not yet run.")
+            notes.append(f"{name} is absent: its table says 'not yet run'")
+    return "\n\n".join(parts), notes
+
+
+def study_text(title: str, summary: Mapping[str, Any]) -> str:
+    """Return one study: its data, its rows, then sizes, agreement, ranks, speed and origin."""
+    lines = [_rows(summary["rows"])]
+    facts = [_sizes(summary), _parity(summary), _ranks(summary), _seconds(summary)]
+    lines += ["\n".join(f"- {fact}" for fact in facts if fact)]
+    speed = _speed(summary.get("speed"))
+    lines += [speed] if speed else []
+    lines += [_origin(summary)]
+    return "\n\n".join([f"**{title}**{_cases(summary)}", *(line for line in lines if line)])
+
+
+def between_markers(text: str, inside: str) -> str:
+    """Return ``text`` with what stands between the markers replaced.
+
+    Raises
+    ------
+    ValueError
+        If the markers are not there once each, in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"the text must hold {BEGIN} and {END} once each, in this order")
+    return f"{before}{BEGIN}\n{inside}\n{END}{after}"
+
+
+def _cases(summary: Mapping[str, Any]) -> str:
+    data = summary.get("data") or {}
+    counts = [f"{data[split]} {split}" for split in ("train", "val", "test") if split in data]
+    known = f", {', '.join(counts)} images" if counts else ""
+    return f"{known}, seed {summary['seed']}" if "seed" in summary else known
+
+
+def _rows(rows: Any) -> str:
+    lines = ["| model | Dice, mean ± sd | IoU | cases |", "|---|---|---|---|"]
+    for row in rows:
+        name = ROWS.get(row["name"], row["name"])
+        dice = f"{row['dice_mean']:.4f} ± {row['dice_std']:.4f}"
+        lines.append(f"| {name} | {dice} | {row['iou_mean']:.4f} | {row['n']} |")
+    dropped = [f"{row['name']} {row['dropped']}" for row in rows if row.get("dropped")]
+    if dropped:
+        lines.append(f"\nCases without a figure, left out of the means: {', '.join(dropped)}.")
+    return "\n".join(lines)
+
+
+def _sizes(summary: Mapping[str, Any]) -> str | None:
+    sizes = summary.get("sizes_bytes") or {}
+    known = [f"{SIZES.get(key, key)} {value / 1e6:.2f} MB" for key, value in sizes.items()]
+    if not known:
+        return None
+    full, small = sizes.get("fp32", sizes.get("fp32_onnx")), sizes.get("int8_onnx")
+    ratio = f" ({full / small:.2f}× smaller)" if full and small else ""
+    return f"Bytes on disk, whole model: {', '.join(known)}{ratio}."
+
+
+def _parity(summary: Mapping[str, Any]) -> str | None:
+    parity = summary.get("parity") or {}
+    if not {"dice_min", "pixel_agreement"} <= set(parity):
+        return None
+    return (
+        "ONNX Runtime against the quantized PyTorch model, validation images: lowest Dice "
+        f"{parity['dice_min']:.4f}, equal pixels {parity['pixel_agreement']:.4%}."
+    )
+
+
+def _ranks(summary: Mapping[str, Any]) -> str | None:
+    ranks = summary.get("ranks") or {}
+    before, after = ranks.get("before"), ranks.get("after")
+    if not before or not after:
+        return None
+    values = list(after.values())
+    return (
+        f"Ranks: {sum(before.values()) / len(before):.0f} a layer before pruning, "
+        f"{sum(values) / len(values):.1f} on average after it "
+        f"({min(values)} to {max(values)} over {len(values)} layers)."
+    )
+
+
+def _seconds(summary: Mapping[str, Any]) -> str | None:
+    seconds = summary.get("seconds") or {}
+    if not seconds:
+        return None
+    known = ", ".join(f"{phase.replace('_', ' ')} {value:.0f}" for phase, value in seconds.items())
+    return f"Seconds: {sum(seconds.values()):.0f} in all ({known})."
+
+
+def _speed(speed: Any) -> str | None:
+    """Return the speed as a table, one line a runtime, with every plain figure it was given."""
+    if not isinstance(speed, Mapping) or not speed:
+        return None
+    rows = {name: value for name, value in speed.items() if isinstance(value, Mapping)}
+    columns = list(dict.fromkeys(k for row in rows.values() for k in row if _plain(row[k])))
+    lines = []
+    if columns:
+        titles = " | ".join(column.replace("_", " ") for column in columns)
+        lines += [f"| speed, one run, one machine | {titles} |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            f"| {name.replace('_', ' ')} | {' | '.join(_show(row.get(c)) for c in columns)} |"
+            for name, row in rows.items()
+        ]
+    rest = [f"{k.replace('_', ' ')} {_show(v)}" for k, v in speed.items() if _plain(v)]
+    lines += [f"\nSpeed: {', '.join(rest)}."] if rest else []
+    return "\n".join(lines) or None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _origin(summary: Mapping[str, Any]) -> str | None:
+    versions, machine = summary.get("versions") or {}, summary.get("machine") or {}
+    parts = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
+    place = machine.get("gpu") or machine.get("processor")
+    parts += [f"{place}, {machine['cores']} CPU cores"] if place and "cores" in machine else []
+    commit = summary.get("commit")
+    parts += [f"commit `{commit[:12]}{'-dirty' if commit.endswith('-dirty') else ''}`"] * bool(
+        commit
+    )
+    return f"Made with {', '.join(parts)}." if parts else None
+
+
+def main() -> None:
+    """Rewrite the README's tables and say what is missing."""
+    inside, notes = results_text(ROOT)
+    README.write_text(between_markers(README.read_text("utf-8"), inside), encoding="utf-8")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote the tables of {README.name}")
+
+
+if __name__ == "__main__":
+    main()
