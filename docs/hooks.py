@@ -1,0 +1,93 @@
+"""Fill the generated parts of the pages while MkDocs builds them.
+
+``<!-- recipes -->``, ``<!-- policies -->`` and ``<!-- results -->`` stand for the shipped recipes,
+the shipped policies and the README's result tables. Nothing generated is committed, so nothing
+goes stale. Only YAML files and the README are read; the package is not imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "src" / "adalora_qat" / "recipes"
+POLICIES = ROOT / "src" / "adalora_qat" / "quantize" / "policies"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the placeholders of a page; MkDocs calls this for each."""
+    for placeholder, generate in (
+        ("<!-- recipes -->", recipes),
+        ("<!-- policies -->", policies),
+        ("<!-- results -->", results),
+    ):
+        if placeholder in markdown:
+            markdown = markdown.replace(placeholder, generate())
+    return markdown
+
+
+def recipes() -> str:
+    """Return a section for each recipe: what its opening comments say, and what it sets."""
+    parts = []
+    for path in sorted(RECIPES.glob("*.yaml")):
+        text = path.read_text("utf-8")
+        settings = yaml.safe_load(text)
+        parent = settings.get("extends")
+        above = f" Extends [`{parent}`](#{parent})." if parent else ""
+        body = "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
+        parts.append(
+            f"### {path.stem}\n\n{_opening_comments(text)}{above}\n\n```yaml\n{body}\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def policies() -> str:
+    """Return a table of the policies and their titles, then the rows of each."""
+    lines = ["| policy | what it does |", "|---|---|"]
+    parts = []
+    for path in sorted(POLICIES.glob("*.yaml")):
+        policy = yaml.safe_load(path.read_text("utf-8"))
+        lines.append(f"| [`{path.stem}`](#policy-{path.stem}) | {policy['title']} |")
+        parts.append(f"### {path.stem} {{ #policy-{path.stem} }}\n\n{_policy_rows(policy)}")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(parts)
+
+
+def results() -> str:
+    """Return what stands between the markers of the README."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    return text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0].strip()
+
+
+def _opening_comments(text: str) -> str:
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)
+
+
+def _policy_rows(policy: dict[str, Any]) -> str:
+    if not policy["rows"]:
+        return "No rows: every layer stays float32."
+    lines = ["| layers | kinds | weight | input | why |", "|---|---|---|---|---|"]
+    for row in policy["rows"]:
+        cells = (
+            f"`{row['match']}`",
+            ", ".join(row.get("kinds", ["all"])),
+            _numerics(row.get("weight")),
+            _numerics(row.get("activation")),
+            row.get("why", ""),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _numerics(given: dict[str, Any] | None) -> str:
+    if given is None:
+        return "float32"
+    size = f" of {given['group_size']}" if "group_size" in given else ""
+    return f"INT{given.get('bits', 8)} per {given.get('granularity', 'tensor')}{size}"
