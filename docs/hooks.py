@@ -38,9 +38,7 @@ def recipes() -> str:
         parent = settings.get("extends")
         above = f" Extends [`{parent}`](#{parent})." if parent else ""
         body = "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
-        parts.append(
-            f"### {path.stem}\n\n{_opening_comments(text)}{above}\n\n```yaml\n{body}\n```"
-        )
+        parts.append(f"### {path.stem}\n\n{_opening_comments(text)}{above}\n\n```yaml\n{body}\n```")
     return "\n\n".join(parts)
 
 
