@@ -7,6 +7,7 @@ goes stale. Only YAML files and the README are read; the package is not imported
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def recipes() -> str:
-    """Return a section for each recipe: what its opening comments say, and what it sets."""
-    parts = []
+    """Return a table of the recipes, then for each what its comments say and what it sets."""
+    lines, parts = ["| recipe | laid over | sets |", "|---|---|---|"], []
     for path in sorted(RECIPES.glob("*.yaml")):
         text = path.read_text("utf-8")
         settings = yaml.safe_load(text)
-        parent = settings.get("extends")
+        parent = settings.pop("extends", None)
+        sets = ", ".join(f"`{key}={value}`" for key, value in _flat(settings) if key != "name")
+        lines.append(f"| [`{path.stem}`](#{path.stem}) | {parent or '–'} | {sets} |")
         above = f" Extends [`{parent}`](#{parent})." if parent else ""
         body = "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
         parts.append(f"### {path.stem}\n\n{_opening_comments(text)}{above}\n\n```yaml\n{body}\n```")
@@ -57,6 +60,16 @@ def results() -> str:
     """Return what stands between the markers of the README."""
     text = (ROOT / "README.md").read_text("utf-8")
     return text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0].strip()
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{prefix}{key}", "…"
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _opening_comments(text: str) -> str:
