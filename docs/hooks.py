@@ -16,6 +16,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "src" / "adalora_qat" / "recipes"
 POLICIES = ROOT / "src" / "adalora_qat" / "quantize" / "policies"
+# A recipe with more settings than this is not repeated in the table.
+SHORT = 6
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -37,12 +39,13 @@ def recipes() -> str:
         text = path.read_text("utf-8")
         settings = yaml.safe_load(text)
         parent = settings.pop("extends", None)
-        sets = ", ".join(f"`{key}={value}`" for key, value in _flat(settings) if key != "name")
+        own = [f"`{key}={value}`" for key, value in _flat(settings) if key != "name"]
+        sets = ", ".join(own) if len(own) <= SHORT else "see below"
         lines.append(f"| [`{path.stem}`](#{path.stem}) | {parent or '–'} | {sets} |")
         above = f" Extends [`{parent}`](#{parent})." if parent else ""
         body = "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
         parts.append(f"### {path.stem}\n\n{_opening_comments(text)}{above}\n\n```yaml\n{body}\n```")
-    return "\n\n".join(parts)
+    return "\n".join(lines) + "\n\n" + "\n\n".join(parts)
 
 
 def policies() -> str:

@@ -1,0 +1,72 @@
+"""The README's tables come from the summaries, and say so where there are none."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SUMMARY = {
+    "rows": [
+        {"name": "zero_shot", "dice_mean": 0.94862, "dice_std": 0.034, "iou_mean": 0.9, "n": 82},
+        {"name": "int8_runtime", "dice_mean": 0.97, "dice_std": 0.018, "iou_mean": 0.94, "n": 82},
+    ],
+    "sizes_bytes": {"fp32": 40_000_000, "int8_onnx": 16_000_000},
+    "parity": {"dice_min": 0.9981, "pixel_agreement": 0.99975},
+    "ranks": {"before": {"a": 48, "b": 48}, "after": {"a": 40, "b": 24}},
+    "seconds": {"stage1": 100.0, "stage2": 20.4},
+    "seed": 0,
+    "commit": "0123456789abcdef0123456789abcdef01234567-dirty",
+}
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
+    text, notes = tables.results_text(tmp_path)
+    assert text.count("not yet run") == 2
+    assert [note.split()[0] for note in notes] == [
+        "results/jsrt_shenzhen/summary.json",
+        "results/demo/summary.json",
+    ]
+    assert "|" not in text
+
+
+def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "demo" / "summary.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(SUMMARY))
+    text, notes = tables.results_text(tmp_path)
+    assert len(notes) == 1
+    assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
+    assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
+    assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
+    assert "48 a layer before pruning, 32.0 on average after it (24 to 40 over 2 layers)" in text
+    assert "120 in all (stage1 100, stage2 20)" in text
+    assert "commit `0123456789ab-dirty`" in text
+
+
+def test_only_what_is_between_the_markers_changes(tables: ModuleType) -> None:
+    text = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
+    assert tables.between_markers(text, "new") == f"a\n{tables.BEGIN}\nnew\n{tables.END}\nb\n"
+    for wrong in ("no markers", f"{tables.END}{tables.BEGIN}", text + text):
+        with pytest.raises(ValueError, match="once each"):
+            tables.between_markers(wrong, "new")
+
+
+def test_the_readme_is_up_to_date(tables: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    now = tables.between_markers(readme, tables.results_text(ROOT)[0])
+    assert readme == now, "run: python docs/make_tables.py"
