@@ -1,8 +1,9 @@
 """Fill the generated parts of the pages while MkDocs builds them.
 
-``<!-- recipes -->``, ``<!-- policies -->`` and ``<!-- results -->`` stand for the shipped recipes,
-the shipped policies and the README's result tables. Nothing generated is committed, so nothing
-goes stale. Only YAML files and the README are read; the package is not imported.
+``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->`` and ``<!-- results -->`` stand
+for the shipped recipes and policies, the command line's options and the README's result tables.
+Nothing generated is committed, so nothing goes stale. Of the package only the command line is
+imported, which does without torch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for placeholder, generate in (
         ("<!-- recipes -->", recipes),
         ("<!-- policies -->", policies),
+        ("<!-- commands -->", commands),
         ("<!-- results -->", results),
     ):
         if placeholder in markdown:
@@ -59,10 +61,41 @@ def policies() -> str:
     return "\n".join(lines) + "\n\n" + "\n\n".join(parts)
 
 
+def commands() -> str:
+    """Return a section for each command: what it does, its arguments and options."""
+    from typer.main import get_command
+
+    from adalora_qat.cli import app
+
+    parts = []
+    for name, command in getattr(get_command(app), "commands", {}).items():
+        lines = ["| argument or option | meaning | default |", "|---|---|---|"]
+        lines += [_option(each) for each in command.params]
+        parts.append(f"## {name}\n\n{_plain(command.help)}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def results() -> str:
     """Return what stands between the markers of the README."""
     text = (ROOT / "README.md").read_text("utf-8")
     return text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0].strip()
+
+
+def _option(option: Any) -> str:
+    flag = option.opts[-1]
+    argument = option.param_type_name == "argument"
+    many = " …" if option.multiple or option.nargs == -1 else ""
+    if option.required:
+        default = "must be given"
+    else:
+        unset = option.default is None or option.default is False or option.default == ()
+        default = "" if unset else f"`{option.default}`"
+    name = flag.upper() if argument else flag
+    return f"| `{name}{many}` | {_plain(getattr(option, 'help', ''))} | {default} |"
+
+
+def _plain(text: str | None) -> str:
+    return (text or "").replace("<", "&lt;").replace("|", "&#124;")
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
