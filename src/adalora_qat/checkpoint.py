@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from adalora_qat.adapt.inject import adapters, inject
 from adalora_qat.config import AdaptConfig, QuantizeConfig, RunConfig, dump_config, validated
-from adalora_qat.errors import CheckpointError
+from adalora_qat.errors import CheckpointError, UserError
 from adalora_qat.files import atomic_write, sha256_file, write_json, write_text
 from adalora_qat.model.sam import Segmenter, variant
 from adalora_qat.model.weights import load_strictly
@@ -146,7 +146,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     # is to give equal bytes.
     metadata = {_KEY: json.dumps({"format": FORMAT, **header})}
     with atomic_write(path) as temporary:
-        save_file(plain, temporary, metadata)
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:  # a full disk, among others
+            raise UserError(f"cannot write {path}: {error}; make room and try again") from error
     return sha256_file(path)
 
 

@@ -230,7 +230,7 @@ def _fetch(where: str, chosen: Variant, cache: Path) -> tuple[Mapping[str, Tenso
     path = Path(where)
     if path.is_file():
         state = read_state(path)
-        if path.suffix != ".safetensors":
+        if any("prompt_encoder.pe_layer." in tensor for tensor in state):
             state = convert_original(state, chosen)
         return state, WeightsOrigin(path.name, sha256_file(path))
     if path.suffix in {".pth", ".pt", ".safetensors"}:

@@ -1,0 +1,82 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from adalora_qat.adapt.inject import inject, svd_adapters
+from adalora_qat.checkpoint import (
+    RunFolder,
+    latest_checkpoint,
+    load_model,
+    read_tensors,
+    save_checkpoint,
+    save_model,
+    write_tensors,
+)
+from adalora_qat.config import RunConfig, load_config
+from adalora_qat.errors import CheckpointError
+from adalora_qat.model.sam import random_segmenter
+
+CONFIG = load_config("demo", ["model.variant=tiny-test", "adapt.rank=8", "adapt.schedule=[]"])
+
+
+def test_pruned_adapters_reload_exactly_and_can_train_on(tmp_path: Path) -> None:
+    segmenter = random_segmenter("tiny-test", 0)
+    for name, adapter in inject(segmenter.image_encoder, CONFIG.adapt, seed=0).items():
+        with torch.no_grad():
+            adapter.lam.normal_()
+            # One layer at rank 0, the others at different ranks.
+            adapter.mask[0 if "layers.1" in name else 3 :] = False
+        adapter.compact()
+    images, boxes = torch.rand(1, 3, 64, 64), torch.tensor([[[5.0, 5.0, 50.0, 50.0]]])
+    save_model(segmenter, tmp_path / "model.safetensors", CONFIG, "stage1")
+    loaded, description = load_model(tmp_path / "model.safetensors")
+    assert sorted(set(description["ranks"].values())) == [0, 3]
+    with torch.no_grad():
+        for a, b in zip(segmenter(images, boxes), loaded(images, boxes), strict=True):
+            assert torch.equal(a, b)
+    loaded(images, boxes)[0].sum().backward()
+    assert all(a.lam.grad is not None for a in svd_adapters(loaded).values())
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    header = {"epoch": 1, "name": "x"}
+    for name in ("one", "two"):
+        write_tensors(tmp_path / name, tensors, header)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert read_tensors(tmp_path / "one")[1] == header
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save_checkpoint(tmp_path, step, {"x": torch.tensor([step])}, {"step": step})
+    assert len(list(tmp_path.iterdir())) == 2
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 10}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "foreign", "missing"])
+def test_what_is_not_a_model_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        save_model(random_segmenter("tiny-test", 0), path, CONFIG, "stage1")
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps({"weights": print}))
+    elif damage == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"model.safetensors"):
+        load_model(path)
+
+
+def test_a_folder_with_other_things_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="not empty and not a run folder"):
+        RunFolder.create(tmp_path, RunConfig())
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
+        RunFolder.open(tmp_path)
