@@ -94,7 +94,7 @@ def test_a_pattern_that_matches_nothing_raises_unless_optional() -> None:
 
 def test_options_of_the_run_fill_what_rows_leave_open() -> None:
     policy = load_policy("w4a8").with_options(QuantizeConfig(per_channel=True, observer="mse"))
-    linear, convolution, embedding, _ = policy.rows
+    linear, *_, convolution, embedding, _ = policy.rows
     assert linear.weight is not None and linear.weight.granularity == "group"
     assert embedding.weight is not None and embedding.weight.granularity == "channel"
     assert convolution.activation is not None and convolution.activation.observer == "mse"
@@ -126,3 +126,24 @@ def test_unknown_names_suggest_the_nearest() -> None:
         load_policy("int8_all")
     with pytest.raises(ConfigError, match="does not exist"):
         load_policy("nowhere.yaml")
+
+
+def test_depthwise_convolutions_are_their_own_kind() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=2))
+    model.append(nn.Conv2d(1, 4, 3))
+    policy = parse_policy("name: x\nrows: [{match: '*', kinds: [conv], weight: {bits: 8}}]", "x")
+    found = [numerics.weight is not None for numerics in policy.assign(model).values()]
+    assert found == [False, True, True]
+
+
+@pytest.mark.parametrize("policy", ["full", "int8-all", "w4a8"])
+def test_tiny_vit_keeps_inputs_float_where_rounding_them_costs(policy: str) -> None:
+    found = texts(random_segmenter("tiny-test", 0), policy)
+    depthwise = [name for name in found if name.endswith(("local_conv.c", ".conv2.c"))]
+    for name in (
+        *depthwise,
+        "image_encoder.patch_embed.seq.0.c",
+        "image_encoder.layers.0.blocks.0.conv1.c",
+    ):
+        assert found[name] == "W INT8/channel, A float32", name
+    assert found["image_encoder.layers.0.blocks.0.conv3.c"] == "W INT8/channel, A INT8"

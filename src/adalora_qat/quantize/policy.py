@@ -32,8 +32,8 @@ from adalora_qat.errors import ConfigError
 from adalora_qat.quantize.numerics import LayerNumerics, Numerics
 from adalora_qat.quantize.operators import kind_of
 
-RowKind = Literal["linear", "conv", "conv_transpose", "embedding", "parameter"]
-_LAYERS: tuple[RowKind, ...] = ("linear", "conv", "conv_transpose", "embedding")
+RowKind = Literal["linear", "conv", "depthwise", "conv_transpose", "embedding", "parameter"]
+_LAYERS: tuple[RowKind, ...] = ("linear", "conv", "depthwise", "conv_transpose", "embedding")
 
 
 class PolicyRow(BaseModel):
@@ -44,8 +44,9 @@ class PolicyRow(BaseModel):
     match: str
     """fnmatch pattern over the full module name; ``*`` also crosses dots."""
     kinds: tuple[RowKind, ...] = _LAYERS
-    """Which kinds of layer the row is for; ``parameter`` is a bare parameter of a module, such
-    as a positional embedding, and must be asked for by name."""
+    """Which kinds of layer the row is for. ``depthwise`` are convolutions with one input for
+    each channel, which ``conv`` does not include; ``parameter`` is a bare parameter of a module,
+    such as a positional embedding, and must be asked for by name."""
     weight: Numerics | None = None
     """None keeps the layer float32."""
     activation: Numerics | None = None
@@ -117,10 +118,14 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, RowKind]]:
     for name, module in model.named_modules():
         kind = kind_of(module)
         if kind is not None:
-            yield name, kind
+            yield name, "depthwise" if _is_depthwise(module) else kind
             continue
         for parameter, _ in module.named_parameters(name, recurse=False):
             yield parameter, "parameter"
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
 
 
 def policy_names() -> list[str]:
