@@ -227,18 +227,22 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
-    from adalora_qat.data.splits import read_manifest, records_of
-    from adalora_qat.demo import export_stage
+    from adalora_qat.checkpoint import RunFolder
+    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.export.run import export_stage
 
-    records = records_of(read_manifest(data), "val")
+    folder = RunFolder.open(run)
+    records = _labelled(read_manifest(data), "val", folder.config.data.prompt.targets[:1])
     with _watching() as watch:
-        parity = export_stage(run, stage, out, records, watch)
+        exported = export_stage(folder, stage, out, records, watch.progress)
+    parity = exported.parity.figures()
     if as_json:
-        _print_json(parity)
+        _print_json({"size_bytes": exported.size_bytes, "kernels": exported.kernels, **parity})
         return
     _out.print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, Dice with the quantized model ≥ "
-        f"{parity['dice_min']:.4f}, pixels equal {parity['pixel_agreement']:.4%}"
+        f"{out}: {exported.size_bytes / 1e6:.1f} MB; Dice with the trained model at least "
+        f"{parity['dice_min']:.4f}, {parity['pixel_agreement']:.4%} of pixels equal, over "
+        f"{parity['cases']} masks"
     )
 
 

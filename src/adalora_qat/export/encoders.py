@@ -1,0 +1,381 @@
+"""The image encoders as ONNX graphs, channels last, data moved as integers.
+
+They compute what ``model.tiny_vit`` and transformers' SAM ViT do (tests hold them equal), in
+the order that suits a CPU runtime:
+
+- Pixels are rows of a matrix throughout, so 1×1 convolutions and linears are the same Gemm.
+- Layer norm and quantization come before the windows are cut: both work token by token, so
+  windows are cut and padded from uint8.
+- Queries, keys and values are three products, and the attention one node: nothing is split or
+  transposed in float32.
+
+Shapes: B = 1 image, H W rows and columns, D width, A heads, n tokens on the side of a window,
+N = n² tokens of a window, W windows, E side of the embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from adalora_qat.export.graph import RUNTIME_DOMAIN, Graph
+from adalora_qat.export.layers import (
+    GELU_FLOOR,
+    convolve,
+    convolve_planes,
+    linear,
+    product,
+    quantize,
+    quantized_constant,
+    quantizes_input,
+    stored_integers,
+    weight_of,
+)
+from adalora_qat.model.sam import Segmenter, VitImageEncoder
+from adalora_qat.model.tiny_vit import MBConv, PatchMerging, Stage, TinyViT, TinyViTBlock
+from adalora_qat.quantize.convert import DequantizedParameter, QuantizedLayer
+from adalora_qat.quantize.operators import operator_of
+
+Size = tuple[int, int]
+
+# Above this many tokens, the scores of all pairs are not kept in memory at once.
+_MANY_TOKENS = 1024
+
+
+def encode(g: Graph, segmenter: Segmenter, image: str) -> str:
+    """Write the encoder of ``segmenter``: image (1, 3, S, S) → embeddings (E², D)."""
+    encoder, side = segmenter.image_encoder, segmenter.variant.frame.side
+    with g.scope("image_encoder"):
+        if isinstance(encoder, TinyViT):
+            return _tiny_vit(g, encoder, image, side)
+        return _vit(g, encoder, image, side)
+
+
+def attention(
+    g: Graph, query: str, key: str, value: str, heads: int, scale: float, bias: str | None = None
+) -> str:
+    """Attend: query (W, N, D), key (W, M, D), value (W, M, V), bias (A, N, M) → (W, N, V)."""
+    operands = [query, key, value, *([] if bias is None else [bias])]
+    return g.node("Attention", *operands, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+
+
+def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
+    _, *stages = encoder.layers
+    x, size = _stem(g, encoder, image, side)
+    for index, stage in enumerate(stages, start=1):
+        with g.scope(f"layers.{index}"):
+            x, size = _stage(g, stage, x, size)
+    with g.scope("neck"):
+        for index, part in enumerate(encoder.neck):
+            with g.scope(str(index)):
+                norm = isinstance(part, nn.LayerNorm)
+                x = g.layer_norm(part, x) if norm else convolve(g, part, x, size)
+    return x
+
+
+def _stem(g: Graph, encoder: TinyViT, image: str, side: int) -> tuple[str, Size]:
+    """Write the convolutional stage: (1, 3, S, S) → (H·W, D)."""
+    convolutions = [m for part in (encoder.patch_embed, encoder.layers[0]) for m in part.modules()]
+    if not any(quantizes_input(module) for module in convolutions):
+        return _float_stem(g, encoder, image, side)
+    x, size = g.reshape(g.transpose(image, (0, 2, 3, 1)), (-1, 3)), (side, side)
+    first, _, second = encoder.patch_embed.seq
+    with g.scope("patch_embed.seq"):
+        with g.scope("0.c"):
+            x, size = g.gelu(convolve(g, first.c, x, size)), _after(first.c, size)
+        with g.scope("2.c"):
+            x, size = convolve(g, second.c, x, size, GELU_FLOOR), _after(second.c, size)
+    with g.scope("layers.0"):
+        return _stage(g, encoder.layers[0], x, size)
+
+
+def _float_stem(g: Graph, encoder: TinyViT, image: str, side: int) -> tuple[str, Size]:
+    """Write the stage in planes: float convolutions stay in their blocked layout throughout."""
+    first, _, second = encoder.patch_embed.seq
+    stage, size = encoder.layers[0], _after(second.c, _after(first.c, (side, side)))
+    with g.scope("patch_embed.seq.0.c"):
+        x = g.gelu(convolve_planes(g, first.c, image))
+    with g.scope("patch_embed.seq.2.c"):
+        x = convolve_planes(g, second.c, x)
+    for index, block in enumerate(stage.blocks):
+        with g.scope(f"layers.0.blocks.{index}"):
+            out = _inverted(g, block, x)
+            x = g.gelu(g.add(out, x))
+    with g.scope("layers.0.downsample"):
+        x = _inverted(g, stage.downsample, x)
+    size = _after(stage.downsample.conv2.c, size)
+    return g.reshape(g.transpose(x, (0, 2, 3, 1)), (size[0] * size[1], -1)), size
+
+
+def _inverted(g: Graph, block: MBConv | PatchMerging, x: str) -> str:
+    """Write conv1 → GELU → conv2 → GELU → conv3 in planes."""
+    for name in ("conv1.c", "conv2.c"):
+        with g.scope(name):
+            x = g.gelu(convolve_planes(g, block.get_submodule(name), x))
+    with g.scope("conv3.c"):
+        return convolve_planes(g, block.conv3.c, x)
+
+
+def _stage(g: Graph, stage: Stage, x: str, size: Size) -> tuple[str, Size]:
+    for index, block in enumerate(stage.blocks):
+        with g.scope(f"blocks.{index}"):
+            if isinstance(block, TinyViTBlock):
+                x = _block(g, block, x, size)
+            else:
+                x = g.gelu(g.add(x, _inverted_rows(g, block, x, size)))
+    if stage.downsample is None:
+        return x, size
+    with g.scope("downsample"):
+        x = _inverted_rows(g, stage.downsample, x, size)
+    return x, _after(stage.downsample.conv2.c, size)
+
+
+def _inverted_rows(g: Graph, block: nn.Module, x: str, size: Size) -> str:
+    """Write conv1 → GELU → conv2 → GELU → conv3 over rows of pixels."""
+    with g.scope("conv1.c"):
+        x = g.gelu(convolve(g, block.conv1.c, x, size))
+    with g.scope("conv2.c"):
+        x = g.gelu(convolve(g, block.conv2.c, x, size, GELU_FLOOR))
+    with g.scope("conv3.c"):
+        return convolve(g, block.conv3.c, x, _after(block.conv2.c, size), GELU_FLOOR)
+
+
+def _block(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
+    with g.scope("attn"):
+        x = g.add(x, _tiny_attention(g, block, x, size))
+    with g.scope("local_conv.c"):
+        x = convolve(g, block.local_conv.c, x, size)
+    with g.scope("mlp"):
+        with g.scope("norm"):
+            hidden = g.layer_norm(block.mlp.norm, x)
+        return g.add(x, _mlp(g, block.mlp, ("fc1", "fc2"), hidden))
+
+
+def _mlp(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
+    first, second = names
+    with g.scope(first):
+        x = g.gelu(linear(g, mlp.get_submodule(first), x))
+    with g.scope(second):
+        return linear(g, mlp.get_submodule(second), x, GELU_FLOOR)
+
+
+def _tiny_attention(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
+    module, side = block.attn, block.window
+    heads, dim = module.heads, module.norm.normalized_shape[0]
+    with g.scope("norm"):
+        normed = g.layer_norm(module.norm, x)
+    with g.scope("qkv"):
+        # Padding is attended to, as in the network that was pretrained; a zero pixel is the
+        # norm's bias after the norm.
+        blank = g.constant("blank", quantized_constant(module.qkv, module.norm.bias))
+        quantized = quantize(g, module.qkv, normed)
+        windows = _cut(g, quantized, size, side, dim, blank)
+        # The checkpoint interleaves q, k, v by head: (A, 3, D/A).
+        rows = torch.arange(3 * dim).view(heads, 3, -1).transpose(0, 1).flatten(1)
+        parts = _query_key_value(g, module.qkv, windows, rows, side)
+    table = g.constant("attention_biases", module.attention_biases.view(heads, side, side))
+    bias = _pair_bias(g, table, heads, side)
+    attended = attention(g, *parts, heads, (dim // heads) ** -0.5, bias)
+    return _project(g, module.proj, "proj", attended, size, side, dim)
+
+
+def _query_key_value(
+    g: Graph, qkv: nn.Module, windows: str, rows: Tensor, side: int
+) -> tuple[str, str, str]:
+    """Write three products of windows (W·N, D) with the rows (3, D) of the weight."""
+    query, key, value = (
+        g.reshape(product(g, qkv, windows, part, name), (-1, side * side, len(part)))
+        for part, name in zip(rows, ("query", "key", "value"), strict=True)
+    )
+    return query, key, value
+
+
+def _project(
+    g: Graph, layer: nn.Module, name: str, attended: str, size: Size, side: int, dim: int
+) -> str:
+    """Put windows (W, N, D) back together and project: (H·W, D)."""
+    with g.scope(name):
+        quantized = quantize(g, layer, attended)
+        return product(g, layer, _join(g, quantized, size, side, dim))
+
+
+def _cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: str) -> str:
+    """Cut a map (H·W, D) into windows (W·N, D), padded with ``blank`` (D) or ()."""
+    height, width = size
+    right, below = -width % side, -height % side
+    x = g.reshape(x, (height, width, dim))
+    if right:
+        x = g.concat([x, g.expand(blank, (height, right, dim))], axis=1)
+    if below:
+        x = g.concat([x, g.expand(blank, (below, width + right, dim))], axis=0)
+    rows, columns = (height + below) // side, (width + right) // side
+    if rows * columns > 1:
+        x = g.transpose(g.reshape(x, (rows, side, columns, side, dim)), (0, 2, 1, 3, 4))
+    return g.reshape(x, (-1, dim))
+
+
+def _join(g: Graph, windows: str, size: Size, side: int, dim: int) -> str:
+    """Put windows (W, N, D) back together as (H·W, D), without the padding."""
+    height, width = size
+    rows, columns = -(-height // side), -(-width // side)
+    if rows * columns > 1:
+        cells = g.reshape(windows, (rows, columns, side, side, dim))
+        windows = g.transpose(cells, (0, 2, 1, 3, 4))
+    if rows * side != height or columns * side != width:
+        whole = g.reshape(windows, (rows * side, columns * side, dim))
+        windows = g.slice(g.slice(whole, 0, 0, height), 1, 0, width)
+    return g.reshape(windows, (-1, dim))
+
+
+def _pair_bias(g: Graph, table: str, heads: int, side: int) -> str:
+    """Spread a bias for each offset, (A, n, n), over the pairs of tokens: (A, N, N)."""
+    steps = np.arange(side)
+    distance = np.abs(steps[:, None] - steps)
+    # Twice a small look-up, by row and by column: an index of N² numbers would be a large part
+    # of the file. The runtime computes it once, on loading.
+    by_row = g.gather(table, distance, axis=1)
+    pairs = g.transpose(g.gather(by_row, distance, axis=3), (0, 1, 3, 2, 4))
+    return g.reshape(pairs, (heads, side * side, side * side))
+
+
+def _vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
+    projection = encoder.patch_embed.projection
+    with g.scope("patch_embed.projection"):
+        x = g.reshape(g.transpose(image, (0, 2, 3, 1)), (-1, 3))
+        x = convolve(g, projection, x, (side, side))
+    size = _after(projection, (side, side))
+    if encoder.pos_embed is not None:
+        x = g.add(x, _positions(g, encoder, size[0] * size[1]))
+    for index, layer in enumerate(encoder.layers):
+        with g.scope(f"layers.{index}"):
+            x = g.add(x, _vit_attention(g, layer, x, size))
+            with g.scope("layer_norm2"):
+                hidden = g.layer_norm(layer.layer_norm2, x)
+            with g.scope("mlp"):
+                x = g.add(x, _mlp(g, layer.mlp, ("lin1", "lin2"), hidden))
+    neck = encoder.neck
+    with g.scope("neck"):
+        for convolution, norm in (("conv1", "layer_norm1"), ("conv2", "layer_norm2")):
+            with g.scope(convolution):
+                x = convolve(g, neck.get_submodule(convolution), x, size)
+            with g.scope(norm):
+                x = g.layer_norm(getattr(neck, norm), x)
+    return x
+
+
+def _positions(g: Graph, encoder: VitImageEncoder, count: int) -> str:
+    if not parametrize.is_parametrized(encoder, "pos_embed"):
+        return g.constant("pos_embed", encoder.pos_embed.detach().view(count, -1))
+    owner = encoder.parametrizations["pos_embed"]
+    dequantized: DequantizedParameter = owner[0]
+    integers = owner.original.detach()
+    stored = stored_integers(g, "pos_embed", integers, dequantized.scale)
+    return g.reshape(stored, (count, integers.shape[-1]))
+
+
+def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
+    module = layer.attn
+    side, heads = layer.window_size or size[0], module.num_attention_heads
+    dim = weight_of(module.qkv).shape[1]
+    with g.scope("layer_norm1"):
+        normed = g.layer_norm(layer.layer_norm1, x)
+    with g.scope("attn"):
+        with g.scope("qkv"):
+            # transformers pads after the norm, with zeros.
+            blank = g.constant("blank", quantized_constant(module.qkv, torch.zeros(())))
+            cells = _cut(g, quantize(g, module.qkv, normed), size, side, dim, blank)
+            rows = torch.arange(3 * dim).view(3, dim)
+            query, key, value = _query_key_value(g, module.qkv, cells, rows, side)
+        if module.use_rel_pos:
+            windows = math.prod(-(-length // side) for length in size)
+            query, key = _with_positions(g, (query, key), module, windows, side, dim)
+        scale = (dim // heads) ** -0.5
+        if side * side > _MANY_TOKENS:
+            attended = _tiled_attention(g, query, key, value, heads, scale)
+        else:
+            attended = attention(g, query, key, value, heads, scale)
+        return _project(g, module.proj, "proj", attended, size, side, dim)
+
+
+def _tiled_attention(g: Graph, query: str, key: str, value: str, heads: int, scale: float) -> str:
+    """Attend without keeping the scores of all pairs: ONNX Runtime's own operator does."""
+    return g.node(
+        "MultiHeadAttention", query, key, value, domain=RUNTIME_DOMAIN, num_heads=heads, scale=scale
+    )
+
+
+def _with_positions(
+    g: Graph, pair: tuple[str, str], module: nn.Module, windows: int, side: int, dim: int
+) -> tuple[str, str]:
+    """Widen queries and keys (W, N, D) so that their product holds the relative positions.
+
+    q·k·s + r_h[y, y'] + r_w[x, x'] = [q, r_h/s, r_w/s]·[k, onehot(y'), onehot(x')]·s: the bias
+    of every pair of tokens, (W, A, N, N), the largest tensor of the network, is never made.
+
+    Returns
+    -------
+    (W, N, A·(D/A + 2n)) each.
+    """
+    (query, key), heads, tokens = pair, module.num_attention_heads, side * side
+    depth = dim // heads
+    rows, columns = (
+        _offset_table(g, name, getattr(module, name), side, depth)
+        for name in ("rel_pos_h", "rel_pos_w")
+    )
+    by_row = g.matmul(g.reshape(query, (-1, side, side * heads, depth)), rows)
+    by_column = g.matmul(g.reshape(query, (-1, side, side, heads, depth)), columns)
+    parts = [query, by_row, by_column]
+    sizes = (depth, side, side)
+    wide_query = g.concat(
+        [
+            g.reshape(part, (windows, tokens, heads, size))
+            for part, size in zip(parts, sizes, strict=True)
+        ],
+        axis=3,
+    )
+    places = _places(g, side, (windows, tokens, heads, 2 * side))
+    wide_key = g.concat([g.reshape(key, (windows, tokens, heads, depth)), places], axis=3)
+    shape = (windows, tokens, heads * (depth + 2 * side))
+    return g.reshape(wide_query, shape), g.reshape(wide_key, shape)
+
+
+def _offset_table(g: Graph, name: str, table: Tensor, side: int, depth: int) -> str:
+    """Write the embedding of each offset over s, from (2n − 1, d): (n query, d, n key)."""
+    # transformers resizes a table of another length.
+    resized = F.interpolate(table.detach().T[None], size=2 * side - 1, mode="linear")[0].T
+    stored = g.constant(name, resized * depth**0.5)
+    steps = np.arange(side)
+    offsets = g.gather(stored, steps[:, None] - steps + (side - 1), axis=0)
+    return g.transpose(offsets, (0, 2, 1))
+
+
+def _places(g: Graph, side: int, shape: tuple[int, int, int, int]) -> str:
+    """Write the one-hot row and column of each token, repeated to (W, N, A, 2n)."""
+    cube = (side, side, side)
+    eye = g.constant(f"places_{side}", np.eye(side, dtype=np.float32))
+    rows = g.expand(g.reshape(eye, (side, 1, side)), cube)
+    columns = g.expand(g.reshape(eye, (1, side, side)), cube)
+    both = g.concat([rows, columns], axis=2)
+    return g.expand(g.reshape(both, (1, side * side, 1, 2 * side)), shape)
+
+
+def _after(convolution: nn.Module, size: Size) -> Size:
+    """Return the size of a convolution's output."""
+    operator = (
+        convolution.operator
+        if isinstance(convolution, QuantizedLayer)
+        else operator_of("", convolution)
+    )
+    kernel = weight_of(convolution).shape[2:]
+    height, width = (
+        (length + 2 * padding - k) // stride + 1
+        for length, padding, k, stride in zip(
+            size, operator.padding, kernel, operator.stride, strict=True
+        )
+    )
+    return height, width

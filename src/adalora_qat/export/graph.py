@@ -1,0 +1,162 @@
+"""Writing an ONNX graph by hand: scopes for names, one method for each operator used.
+
+Values are their names. A node in the scope ``mask_decoder.upscale_conv1`` is called
+``/mask_decoder/upscale_conv1/Gemm``; its initializers keep the names of the model's own state,
+``mask_decoder.upscale_conv1.weight_int8``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+# The first opset with Attention; ONNX Runtime's own operators for what it lacks.
+OPSET = 23
+IR_VERSION = 11
+RUNTIME_DOMAIN = "com.microsoft"
+
+Shape = Sequence[int | str]
+
+
+class Graph:
+    """An ONNX graph under construction."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._scopes: list[str] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._taken: dict[str, int] = {}
+
+    @property
+    def path(self) -> str:
+        """The current scope, as a module's name."""
+        return ".".join(self._scopes)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Name what is made inside after the child module ``name`` (dots allowed)."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def input(self, name: str, shape: Shape, kind: int = TensorProto.FLOAT) -> str:
+        """Declare an input of the graph; a string in the shape is a dynamic size."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, value: str, name: str, shape: Shape) -> None:
+        """Declare an output of the graph."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def constant(self, name: str, value: Tensor | NDArray[Any] | float) -> str:
+        """Store an initializer of the current scope; the same name and value is stored once."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if isinstance(value, float):
+            array = array.astype(np.float32)
+        full = f"{self.path}.{name}".lstrip(".")
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), full)
+        known = self._initializers.setdefault(full, tensor)
+        if known is not tensor and known.raw_data != tensor.raw_data:
+            raise ValueError(f"two different values for the initializer {full}")
+        return full
+
+    def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output and return the output's name."""
+        base = "/".join(["", *self.path.split("."), operator]) if self.path else f"/{operator}"
+        count = self._taken.get(base, 0)
+        self._taken[base] = count + 1
+        name = base if not count else f"{base}_{count}"
+        self._nodes.append(
+            helper.make_node(
+                operator, inputs, [f"{name}_output"], name=name, domain=domain, **attributes
+            )
+        )
+        return f"{name}_output"
+
+    def model(self, props: Mapping[str, str]) -> onnx.ModelProto:
+        """Return the finished model with its metadata."""
+        graph = helper.make_graph(
+            self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        domains = {node.domain for node in self._nodes}
+        opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in sorted(domains - {""})]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adalora-qat"
+        )
+        helper.set_model_props(model, dict(props))
+        return model
+
+    # Operators, each a line, in the order of their names.
+
+    def add(self, a: str, b: str) -> str:
+        """Add, with broadcasting."""
+        return self.node("Add", a, b)
+
+    def concat(self, values: Sequence[str], axis: int) -> str:
+        """Join along an axis."""
+        return values[0] if len(values) == 1 else self.node("Concat", *values, axis=axis)
+
+    def expand(self, value: str, shape: Sequence[int]) -> str:
+        """Repeat to a fixed shape."""
+        return self.node("Expand", value, self._integers(shape))
+
+    def gather(self, value: str, index: NDArray[np.int64], axis: int) -> str:
+        """Look rows up."""
+        name = f"index_{index.shape[0]}_{axis}"
+        return self.node("Gather", value, self.constant(name, index), axis=axis)
+
+    def gelu(self, value: str) -> str:
+        """Apply the exact GELU."""
+        return self.node("Gelu", value)
+
+    def layer_norm(self, norm: nn.LayerNorm, value: str) -> str:
+        """Normalise the last axis."""
+        weight, bias = self.constant("weight", norm.weight), self.constant("bias", norm.bias)
+        return self.node("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
+
+    def matmul(self, a: str, b: str) -> str:
+        """Multiply matrices."""
+        return self.node("MatMul", a, b)
+
+    def multiply(self, a: str, b: str) -> str:
+        """Multiply, with broadcasting."""
+        return self.node("Mul", a, b)
+
+    def relu(self, value: str) -> str:
+        """Cut at zero."""
+        return self.node("Relu", value)
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        """Reshape; one −1 is free, 0 keeps a size."""
+        return self.node("Reshape", value, self._integers(shape))
+
+    def slice(self, value: str, axis: int, start: int, stop: int, step: int = 1) -> str:
+        """Take a range of an axis."""
+        ranges = [self._integers([number]) for number in (start, stop, axis, step)]
+        return self.node("Slice", value, *ranges)
+
+    def transpose(self, value: str, order: Sequence[int]) -> str:
+        """Reorder the axes."""
+        return self.node("Transpose", value, perm=list(order))
+
+    def _integers(self, values: Sequence[int]) -> str:
+        # Shared by the whole graph: there are hundreds of uses of a few dozen shapes.
+        scopes, self._scopes = self._scopes, []
+        name = "integers_" + "_".join(map(str, values))
+        stored = self.constant(name, np.asarray(values, dtype=np.int64))
+        self._scopes = scopes
+        return stored

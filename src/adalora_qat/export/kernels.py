@@ -1,0 +1,70 @@
+"""What ONNX Runtime really runs: the node types of the graph that it ends with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from adalora_qat.errors import ExportError
+
+# Operators that multiply integers, and those that multiply floats, after optimization.
+INTEGER_KERNELS = frozenset({"QGemm", "QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat"})
+FLOAT_KERNELS = frozenset(
+    {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Conv", "FusedConv", "ConvTranspose"}
+)
+_ERRORS_ONLY = 3
+
+
+def runtime_graph(model: Path | bytes) -> list[onnx.NodeProto]:
+    """Return the nodes of a model as ONNX Runtime optimizes it for this machine's CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.optimized_model_filepath = str(optimized)
+        source = model if isinstance(model, bytes) else str(model)
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return list(onnx.load(optimized, load_external_data=False).graph.node)
+
+
+def kernel_counts(model: Path | bytes) -> dict[str, int]:
+    """Count the operators that multiply, integer ones first."""
+    counts = Counter(node.op_type for node in runtime_graph(model))
+    multiplying = [*sorted(INTEGER_KERNELS), *sorted(FLOAT_KERNELS)]
+    return {name: counts[name] for name in multiplying if counts[name]}
+
+
+def integer_products(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the Gemms that are written to run on integers."""
+    producers = {node.output[0]: node.op_type for node in model.graph.node}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Gemm"
+        and all(producers.get(name) == "DequantizeLinear" for name in node.input)
+    ]
+
+
+def require_integer_kernels(model: onnx.ModelProto, path: Path) -> dict[str, int]:
+    """Check that every product written as integers runs as integers; return the counts.
+
+    Raises
+    ------
+    ExportError
+        If ONNX Runtime fell back to float32 for any.
+    """
+    expected, counts = integer_products(model), kernel_counts(path)
+    found = sum(counts.get(name, 0) for name in INTEGER_KERNELS)
+    if found >= len(expected):
+        return counts
+    running = {node.name for node in runtime_graph(path) if node.op_type in FLOAT_KERNELS}
+    fallen = [name for name in expected if name in running]
+    raise ExportError(
+        f"{len(expected) - found} of {len(expected)} integer products would run in float32 "
+        f"({', '.join(fallen[:3]) or 'unnamed'}); use the version of onnxruntime that this "
+        "package was tested with"
+    )

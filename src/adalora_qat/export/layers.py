@@ -1,0 +1,324 @@
+"""Layers as the ONNX nodes for which ONNX Runtime has integer kernels on a CPU.
+
+What is written, and why (measured on ONNX Runtime 1.32, x86 with VNNI):
+
+- Activations are uint8 with zero point 128: the same integers as symmetric int8, shifted. The
+  kernels multiply u8 by s8; s8 by s8 is ten times slower where the runtime does not shift.
+- A linear layer is a 2-D Gemm, its int32 bias behind a DequantizeLinear of scale s_x·s_w: it
+  becomes ``QGemm``, which gives float32 without requantizing. A float bias would make it FP32.
+- A convolution has an integer kernel only where its output is requantized, which the trained
+  model does not do. A 1×1 or dense k×k convolution, and a transposed one with kernel = stride,
+  is a Gemm over (patches of) channels-last pixels. A depthwise one stays a float convolution
+  over quantized values.
+- A weight that is multiplied in float32 is stored as integers behind Cast and Mul, which ONNX
+  Runtime computes once, on loading. It keeps a DequantizeLinear for every run, and a
+  convolution behind one misses the blocked kernels.
+- The integers go from −127 to 127, so Clip takes −128 away; it is left out where a floor of
+  the input (GELU, ReLU) makes −128 impossible.
+
+Feature maps are channels last, as matrices: (H·W, C), one row a pixel; B = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from adalora_qat.errors import ExportError
+from adalora_qat.export.graph import Graph
+from adalora_qat.quantize.convert import QuantizedLayer
+from adalora_qat.quantize.numerics import broadcast_scale
+from adalora_qat.quantize.operators import operator_of
+
+# The least that GELU gives is −0.16997, at −0.7518.
+GELU_FLOOR = -0.17
+_LARGEST = 127
+_MIDDLE = 128
+
+
+def is_integer(layer: nn.Module) -> bool:
+    """Return whether a layer multiplies integers: quantized input, one scale for each output."""
+    return isinstance(layer, QuantizedLayer) and layer.integer_sums
+
+
+def quantizes_input(layer: nn.Module) -> bool:
+    """Return whether a layer's input is quantized."""
+    return isinstance(layer, QuantizedLayer) and layer.input_scale is not None
+
+
+def quantize(
+    g: Graph, layer: nn.Module, x: str, floor: float | None = None, *, relu: bool = False
+) -> str:
+    """Give a layer's input the form that the layer multiplies: u8, or float32 as it is.
+
+    ``floor`` is a lower bound of ``x``, where known; ``relu`` puts a ReLU before the layer.
+    Whatever only moves data may be done to the result, which is a quarter of the bytes.
+    """
+    if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
+        return g.relu(x) if relu else x
+    scale = g.constant("input_scale", layer.input_scale)
+    zero_point = g.constant("input_zero_point", np.uint8(_MIDDLE))
+    quantized = g.node("QuantizeLinear", x, scale, zero_point)
+    if relu:
+        # The same on integers. ONNX Runtime would join a Relu to the Gemm before it, and so
+        # keep that from becoming an integer one.
+        return g.node("Clip", quantized, zero_point)
+    # Ties go to even: −127.5 would become −128.
+    if floor is not None and floor > -(_LARGEST + 0.5) * float(layer.input_scale):
+        return quantized
+    return g.node("Clip", quantized, g.constant("input_smallest", np.uint8(_MIDDLE - _LARGEST)))
+
+
+def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
+    """Return the float32 values of what ``quantize`` gave."""
+    if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
+        return quantized
+    scale = g.constant("input_scale", layer.input_scale)
+    zero_point = g.constant("input_zero_point", np.uint8(_MIDDLE))
+    return g.node("DequantizeLinear", quantized, scale, zero_point)
+
+
+def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
+    """Return what ``quantize`` would give for values that are known now."""
+    if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
+        return values.detach().numpy()
+    integers = (values / layer.input_scale).round().clamp(-_LARGEST, _LARGEST) + _MIDDLE
+    return integers.to(torch.uint8).numpy()
+
+
+def product(
+    g: Graph, layer: nn.Module, quantized: str, rows: Tensor | None = None, part: str = ""
+) -> str:
+    """Multiply what ``quantize`` gave, (M, K), by a linear layer's weight: (M, C) float32.
+
+    ``rows`` picks and orders the outputs, which are then named ``part``.
+    """
+    weight = weight_of(layer)
+    if rows is None:
+        return _gemm(g, layer, quantized, weight)
+    return _gemm(g, layer, quantized, weight[rows], lambda values: values[rows], part)
+
+
+def linear(
+    g: Graph, layer: nn.Module, x: str, floor: float | None = None, *, relu: bool = False
+) -> str:
+    """Apply a linear layer to (M, K), after a ReLU where asked."""
+    return product(g, layer, quantize(g, layer, x, floor, relu=relu))
+
+
+def convolve(
+    g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
+) -> str:
+    """Apply a convolution to a map (H·W, K) of ``size`` (H, W): (H'·W', C)."""
+    weight = weight_of(layer)
+    outputs, _, kernel, _ = weight.shape
+    if _is_matrix(layer):
+        quantized = quantize(g, layer, x, floor)
+        if kernel > 1:
+            quantized = _patches(g, layer, quantized, size)
+        # A row of the patches holds (row, column, channel) of the kernel's window.
+        return _gemm(g, layer, quantized, weight.permute(0, 2, 3, 1).reshape(outputs, -1))
+    x = dequantize(g, layer, quantize(g, layer, x, floor))
+    moved = g.transpose(
+        g.reshape(x, (1, *size, weight.shape[1] * _geometry(layer)["group"])), (0, 3, 1, 2)
+    )
+    out = convolve_planes(g, layer, moved)
+    return g.reshape(g.transpose(out, (0, 2, 3, 1)), (-1, outputs))
+
+
+def convolve_planes(g: Graph, layer: nn.Module, x: str) -> str:
+    """Apply a convolution in float32 to planes (1, K, H, W): (1, C, H', W')."""
+    bias = _float_bias(g, layer)
+    operands = [x, float_weight(g, layer), *([] if bias is None else [bias])]
+    return g.node("Conv", *operands, **_geometry(layer))
+
+
+def convolve_transposed(
+    g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
+) -> str:
+    """Apply a transposed convolution, kernel = stride = k, to maps (P·H·W, K): (P·kH·kW, C).
+
+    Raises
+    ------
+    ExportError
+        If it is another kind of transposed convolution.
+    """
+    weight = weight_of(layer)
+    inputs, outputs, kernel, _ = weight.shape
+    operator = layer.operator if isinstance(layer, QuantizedLayer) else operator_of(g.path, layer)
+    if operator.stride != (kernel, kernel) or weight.shape[3] != kernel or _grouped(layer):
+        raise ExportError(
+            f"{g.path}: only transposed convolutions with kernel = stride, and without groups of "
+            "weights, can be exported"
+        )
+    quantized = quantize(g, layer, x, floor)
+    matrix = weight.permute(2, 3, 1, 0).reshape(-1, inputs)
+    cells = _gemm(g, layer, quantized, matrix, lambda values: values.repeat(kernel * kernel))
+    cells = g.reshape(cells, (-1, *size, kernel, kernel, outputs))
+    return g.reshape(g.transpose(cells, (0, 1, 3, 2, 4, 5)), (-1, outputs))
+
+
+def float_weight(g: Graph, layer: nn.Module) -> str:
+    """Return a layer's weight as float32, stored as integers where it is quantized."""
+    if not isinstance(layer, QuantizedLayer):
+        return g.constant("weight", weight_of(layer))
+    axis, scale = layer.operator.channel_axis, layer.weight_scale
+    if _grouped(layer):
+        matrix = _grouped_weight(g, layer, layer.weight_int8.flatten(1), scale)
+        return g.reshape(matrix, layer.weight_int8.shape)
+    return stored_integers(
+        g, "weight", layer.weight_int8, broadcast_scale(scale, layer.weight_int8.shape, None, axis)
+    )
+
+
+def stored_integers(g: Graph, name: str, integers: Tensor, scale: Tensor) -> str:
+    """Return integers times a scale that broadcasts against them, as float32."""
+    kind = str(integers.dtype).removeprefix("torch.")
+    stored = g.node("Cast", g.constant(f"{name}_{kind}", integers), to=TensorProto.FLOAT)
+    return g.multiply(stored, g.constant(f"{name}_scale", scale))
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight of a layer as it is stored, int8 or float32."""
+    weight: Tensor = layer.weight_int8 if isinstance(layer, QuantizedLayer) else layer.weight  # type: ignore[assignment]
+    return weight.detach()
+
+
+def _is_matrix(layer: nn.Module) -> bool:
+    """Return whether a convolution is a Gemm: dense and integer, or 1×1."""
+    geometry, kernel = _geometry(layer), weight_of(layer).shape[2:]
+    if geometry["group"] != 1 or set(geometry["dilations"]) != {1}:
+        return False
+    square = len({*kernel}) == len({*geometry["strides"]}) == len({*geometry["pads"]}) == 1
+    pointwise = set(kernel) == {1} and set(geometry["strides"]) == {1}
+    return (square and is_integer(layer)) or (pointwise and not set(geometry["pads"]) - {0})
+
+
+def _patches(g: Graph, layer: nn.Module, x: str, size: tuple[int, int]) -> str:
+    """Gather the kernel's windows of a map (H·W, K): (H'·W', k·k·K)."""
+    geometry, (_, channels, k, _) = _geometry(layer), weight_of(layer).shape
+    step, padding = geometry["strides"][0], geometry["pads"][0]
+    height, width = size
+    if k == step and not padding:
+        cells = g.reshape(x, (height // k, k, width // k, k, channels))
+        return g.reshape(g.transpose(cells, (0, 2, 1, 3, 4)), (-1, k * k * channels))
+    planes = g.reshape(x, (*size, channels))
+    if padding:
+        zero = g.constant("input_zero_point", np.uint8(_MIDDLE))
+        beside = g.expand(zero, (height, padding, channels))
+        planes = g.concat([beside, planes, beside], axis=1)
+        above = g.expand(zero, (padding, width + 2 * padding, channels))
+        planes = g.concat([above, planes, above], axis=0)
+    rows, columns = ((n + 2 * padding - k) // step + 1 for n in size)
+    windows = []
+    for dy in range(k):
+        band = g.slice(planes, 0, dy, dy + (rows - 1) * step + 1, step)
+        windows += [g.slice(band, 1, dx, dx + (columns - 1) * step + 1, step) for dx in range(k)]
+    return g.reshape(g.concat(windows, axis=2), (-1, k * k * channels))
+
+
+def _gemm(
+    g: Graph,
+    layer: nn.Module,
+    x: str,
+    matrix: Tensor,
+    per_output: Callable[[Tensor], Tensor] = lambda values: values,
+    part: str = "",
+) -> str:
+    """Multiply (M, K) by ``matrix`` (C, K), as integers where the layer is integer.
+
+    ``per_output`` brings one value for each output of the layer, its bias or its scales, into
+    the order of the rows of ``matrix``.
+    """
+    x = dequantize(g, layer, x)
+    with g.scope(part) if part else nullcontext():
+        if is_integer(layer):
+            operands = _integer_operands(g, layer, matrix, per_output)
+        else:
+            operands = _float_operands(g, layer, matrix, per_output)
+        return g.node("Gemm", x, *operands, transB=1)
+
+
+def _integer_operands(
+    g: Graph, layer: nn.Module, matrix: Tensor, per_output: Callable[[Tensor], Tensor]
+) -> list[str]:
+    if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
+        raise TypeError(f"{g.path} is not an integer layer")
+    scale = per_output(layer.weight_scale) if layer.weight_scale.ndim else layer.weight_scale
+    operands = [_operand(g, "weight", matrix, scale)]
+    if layer.bias_int32 is not None:
+        bias = per_output(layer.bias_int32)
+        operands.append(_operand(g, "bias", bias, layer.input_scale * scale))
+    return operands
+
+
+def _float_operands(
+    g: Graph, layer: nn.Module, matrix: Tensor, per_output: Callable[[Tensor], Tensor]
+) -> list[str]:
+    if isinstance(layer, QuantizedLayer):
+        scale, bias = layer.weight_scale, layer.float_bias()
+        if _grouped(layer):
+            weight = _grouped_weight(g, layer, matrix, per_output(scale))
+        else:
+            column = per_output(scale)[:, None] if scale.ndim else scale
+            weight = stored_integers(g, "weight", matrix, column)
+    else:
+        bias: Tensor | None = layer.bias  # type: ignore[assignment,no-redef]
+        weight = g.constant("weight", matrix)
+    return [weight] if bias is None else [weight, g.constant("bias", per_output(bias))]
+
+
+def _grouped_weight(g: Graph, layer: QuantizedLayer, matrix: Tensor, scale: Tensor) -> str:
+    """Return a weight with one scale for each group of inputs, scale (C, G), as float32."""
+    (outputs, inputs), groups = matrix.shape, scale.shape[1]
+    size = layer.numerics.weight.group_size or inputs if layer.numerics.weight else inputs
+    padded = F.pad(matrix, (0, groups * size - inputs)).view(outputs, groups, size)
+    weight = stored_integers(g, "weight", padded, scale[:, :, None])
+    weight = g.reshape(weight, (outputs, groups * size))
+    return weight if groups * size == inputs else g.slice(weight, 1, 0, inputs)
+
+
+def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor) -> str:
+    """Return integers behind a DequantizeLinear, as integer kernels take them."""
+    kind = str(integers.dtype).removeprefix("torch.")
+    stored = g.constant(f"{name}_{kind}", integers)
+    factor = g.constant(f"{name}_scale", scale)
+    zero = g.constant(f"{name}_zero_point", torch.zeros(scale.shape, dtype=integers.dtype))
+    return g.node("DequantizeLinear", stored, factor, zero, axis=0)
+
+
+def _float_bias(g: Graph, layer: nn.Module) -> str | None:
+    if isinstance(layer, QuantizedLayer) and layer.bias_int32 is not None:
+        if layer.input_scale is None:
+            raise TypeError(f"{g.path}: an integer bias needs the scale of the input")
+        scale = layer.input_scale * layer.weight_scale
+        return stored_integers(g, "bias", layer.bias_int32, scale)
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return None if bias is None else g.constant("bias", bias)
+
+
+def _grouped(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantizedLayer) and layer.weight_scale.ndim == 2
+
+
+def _geometry(layer: nn.Module) -> dict[str, Any]:
+    """Return the attributes of ONNX's Conv."""
+    operator = layer.operator if isinstance(layer, QuantizedLayer) else operator_of("", layer)
+    kernel = weight_of(layer).shape[2:]
+    if isinstance(operator.padding, str):
+        raise ExportError(f"padding {operator.padding!r} of a convolution must be given in pixels")
+    return {
+        "kernel_shape": list(kernel),
+        "strides": list(operator.stride),
+        "pads": [*operator.padding, *operator.padding],
+        "dilations": list(operator.dilation),
+        "group": operator.groups,
+    }

@@ -1,0 +1,82 @@
+"""From a stage of a run folder to an ONNX file that was proven equal, or to no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adalora_qat.adapt.inject import adapters, merge
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
+from adalora_qat.config import DataConfig
+from adalora_qat.data.dataset import SegmentationDataset
+from adalora_qat.data.geometry import Frame
+from adalora_qat.data.records import Record
+from adalora_qat.export.onnx import Exported, export_onnx
+from adalora_qat.export.parity import ParityCase
+from adalora_qat.files import sha256_file
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.convert import convert
+from adalora_qat.quantize.prepare import quantized_layers
+
+Progress = Callable[[int, int, str], None]
+
+
+def export_stage(
+    run: RunFolder,
+    stage: str,
+    path: Path,
+    records: Sequence[Record],
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a stage's model and hold it against its PyTorch self on ``records``.
+
+    Parameters
+    ----------
+    stage : ``stage1`` gives an FP32 model, ``ptq`` and ``stage2`` the quantized one, with the
+        scales that training ended with: nothing is calibrated again.
+    records : the validation images, with masks for their boxes.
+
+    Raises
+    ------
+    ExportError
+        If the runtime disagrees with the trained model; no file is written then.
+    """
+    source = run.stage(stage) / MODEL_FILE
+    segmenter, description = load_model(source)
+    return export_onnx(
+        deployable(segmenter),
+        path,
+        parity_cases(records, run.config.data, segmenter.variant.frame),
+        policy=run.config.quantize.policy if description["quantize"] else "none",
+        sources={f"{stage}/{MODEL_FILE}": sha256_file(source)},
+        gate=run.config.export,
+        progress=progress,
+    )
+
+
+def deployable(segmenter: Segmenter) -> Segmenter:
+    """Bring a trained model into the form that ships, in place: integers, nothing to merge."""
+    if quantized_layers(segmenter):
+        convert(segmenter)
+    else:
+        fold_batch_norms(segmenter)
+    if adapters(segmenter.image_encoder):
+        merge(segmenter.image_encoder)
+    return segmenter.eval()
+
+
+def parity_cases(records: Sequence[Record], config: DataConfig, frame: Frame) -> list[ParityCase]:
+    """Return the records as the model sees them, each with the exact box of its mask."""
+    dataset = SegmentationDataset(records, config, frame, train=False)
+    return [
+        ParityCase(
+            sample.id,
+            np.ascontiguousarray(sample.image.numpy()),
+            sample.boxes.numpy(),
+            sample.valid,
+        )
+        for sample in (dataset[index] for index in range(len(dataset)))
+    ]
