@@ -122,7 +122,7 @@ def convolve(
     outputs, _, kernel, _ = weight.shape
     if _is_matrix(layer):
         quantized = quantize(g, layer, x, floor)
-        if kernel > 1:
+        if kernel > 1 or _geometry(layer)["strides"][0] > 1:
             quantized = _patches(g, layer, quantized, size)
         # A row of the patches holds (row, column, channel) of the kernel's window.
         return _gemm(g, layer, quantized, weight.permute(0, 2, 3, 1).reshape(outputs, -1))

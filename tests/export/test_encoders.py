@@ -1,0 +1,76 @@
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from adalora_qat.export.encoders import encode
+from adalora_qat.export.graph import Graph
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.quantize.convert import QuantizedLayer
+
+# A policy that quantizes the inputs of TinyViT's convolutional stage as well.
+EVERYTHING = (
+    "name: everything\nrows:\n  - match: '*'\n    weight: {bits: 8}\n    activation: {bits: 8}\n"
+)
+
+
+def embeddings(segmenter: Segmenter, image: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    side = segmenter.variant.frame.side
+    g = Graph("encoder")
+    out = encode(g, segmenter, g.input("image", (1, 3, side, side)))
+    g.output(out, "embeddings", ("pixels", "width"))
+    model = g.model({})
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    nodes = [node.name for node in model.graph.node]
+    return session.run(None, {"image": image})[0], nodes
+
+
+@pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
+@pytest.mark.parametrize("policy", ["none", "full", "int8-all", "weight-only", EVERYTHING])
+def test_the_graph_computes_the_encoder(
+    variant: str,
+    policy: str,
+    converted: Callable[[str, str], Segmenter],
+    some_cases: Callable[[int], list],
+) -> None:
+    segmenter = converted(variant, policy)
+    image = some_cases(1)[0].image[None]
+    with torch.inference_mode():
+        expected = segmenter.encode(torch.from_numpy(image))[0].flatten(1).T.numpy()
+    found, nodes = embeddings(segmenter, image)
+    # A last bit of a layer norm may move a value over a rounding boundary, and later layers
+    # then see one integer step: a few values may differ by a little.
+    exact = policy in ("none", "weight-only")
+    close = np.abs(found - expected) < 1e-4 * np.abs(expected).max()
+    assert close.all() if exact else close.mean() > 0.9
+    assert np.abs(found - expected).max() < 0.3 * np.abs(expected).std() + 1e-4
+    assert all(name.startswith("/image_encoder/") for name in nodes[:-1])
+
+
+def test_every_integer_layer_is_in_the_graph(
+    converted: Callable[[str, str], Segmenter], some_cases: Callable[[int], list]
+) -> None:
+    segmenter = converted("tiny-vit-test", "int8-all")
+    _, nodes = embeddings(segmenter, some_cases(1)[0].image[None])
+    for name, module in segmenter.image_encoder.named_modules():
+        if isinstance(module, QuantizedLayer):
+            path = "/image_encoder/" + name.replace(".", "/")
+            assert any(node.startswith(path) and "Gemm" in node for node in nodes), name
+
+
+def test_relative_positions_of_another_length_are_resized(
+    converted: Callable[[str, str], Segmenter], some_cases: Callable[[int], list]
+) -> None:
+    import copy
+
+    segmenter = copy.deepcopy(converted("tiny-vit-test", "none"))
+    attention = segmenter.image_encoder.layers[0].attn
+    attention.rel_pos_h = nn.Parameter(torch.randn(9, attention.rel_pos_h.shape[1]))
+    image = some_cases(1)[0].image[None]
+    with torch.inference_mode():
+        expected = segmenter.encode(torch.from_numpy(image))[0].flatten(1).T.numpy()
+    found, _ = embeddings(segmenter, image)
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,0 +1,98 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from adalora_qat.config import ExportConfig
+from adalora_qat.errors import ExportError
+from adalora_qat.export.kernels import integer_products
+from adalora_qat.export.onnx import export_onnx
+from adalora_qat.export.parity import ParityCase
+from adalora_qat.export.runtime import OnnxPredictor
+from adalora_qat.model.sam import Segmenter, random_segmenter
+from adalora_qat.quantize.policy import load_policy
+from adalora_qat.quantize.prepare import prepare
+
+Converted = Callable[[str, str], Segmenter]
+Cases = Callable[..., list[ParityCase]]
+OPEN = ExportConfig(min_dice=0, min_pixel_agreement=0)
+
+
+@pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
+def test_an_int8_file_is_what_it_says(
+    variant: str, tmp_path: Path, converted: Converted, some_cases: Cases
+) -> None:
+    path, cases = tmp_path / "model.onnx", some_cases(2, boxes=2)
+    segmenter = converted(variant, "int8-all")
+    exported = export_onnx(
+        segmenter, path, cases, policy="int8-all", sources={"run": "ff"}, gate=OPEN, golden=True
+    )
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert exported.size_bytes == path.stat().st_size
+    assert exported.kernels["QGemm"] >= 50
+    # No weight of the file is float32 but norms, biases and tables of positions.
+    large = [
+        one.name
+        for one in model.graph.initializer
+        if one.data_type == onnx.TensorProto.FLOAT and np.prod(one.dims) > 500
+    ]
+    assert all("rel_pos" in name or "biases" in name or "centres" in name for name in large), large
+    predictor = OnnxPredictor(path)
+    assert predictor.metadata.policy == "int8-all"
+    assert predictor.metadata.sources == {"run": "ff"}
+    assert predictor.metadata.frame == segmenter.variant.frame
+    assert predictor.metadata.parity["cases"] == 4
+    assert predictor.metadata.parity["dice_min"] == exported.parity.dice_min
+    with np.load(tmp_path / "model.golden.npz") as golden:
+        logits, iou = predictor.run(golden["image"], golden["boxes"])
+        np.testing.assert_array_equal(logits, golden["logits"])
+        np.testing.assert_array_equal(iou, golden["iou"])
+
+
+def test_an_fp32_file_passes_the_strict_gate(tmp_path: Path, some_cases: Cases) -> None:
+    # Batch norms are still there: the exporter folds them in its own copy.
+    segmenter = random_segmenter("tiny-test", seed=1)
+    exported = export_onnx(
+        segmenter, tmp_path / "fp32.onnx", some_cases(2), policy="none", sources={},
+        gate=ExportConfig(min_dice=1, min_pixel_agreement=1),
+    )  # fmt: skip
+    assert exported.parity.logit_difference < 1e-3
+    assert not integer_products(onnx.load(tmp_path / "fp32.onnx"))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in segmenter.modules())
+
+
+def test_a_model_that_disagrees_leaves_no_file(
+    tmp_path: Path, converted: Converted, some_cases: Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = copy.deepcopy(converted("tiny-test", "decoder"))
+    forward = segmenter.forward
+    monkeypatch.setattr(
+        segmenter, "forward", lambda *given: (-forward(*given)[0], given[1][..., 0])
+    )
+    with pytest.raises(ExportError, match="does not do what the trained one does"):
+        export_onnx(segmenter, tmp_path / "model.onnx", some_cases(1), policy="decoder", sources={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_unfinished_models_are_refused(tmp_path: Path, some_cases: Cases) -> None:
+    def attempt(segmenter: Segmenter, message: str) -> None:
+        with pytest.raises(ExportError, match=message):
+            export_onnx(segmenter, tmp_path / "m.onnx", some_cases(1), policy="x", sources={})
+
+    prepared = random_segmenter("tiny-test", seed=0)
+    prepare(prepared, load_policy("decoder"))
+    attempt(prepared, "prepared but not converted")
+    adapted = random_segmenter("tiny-test", seed=0)
+    adapted.image_encoder.layers[1].blocks[0].attn.qkv.delta_weight = torch.zeros(())
+    attempt(adapted, "still an adapter")
+    with pytest.raises(ExportError, match="no image"):
+        export_onnx(
+            random_segmenter("tiny-test", 0), tmp_path / "m.onnx", [], policy="", sources={}
+        )
+    assert not list(tmp_path.iterdir())
