@@ -50,7 +50,7 @@ def corpus(folder: Path, count: int) -> tuple[Path, NDArray[np.float16], NDArray
                 descriptors[at : at + CHUNK] = described
         thumbnails.flush()
         np.save(found, descriptors)
-    return pictures, np.load(found), original
+    return pictures, np.load(found, mmap_mode="r"), original
 
 
 def _render(

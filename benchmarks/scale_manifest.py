@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 from collections import defaultdict
@@ -120,7 +119,7 @@ def fill_store(work: Path, count: int) -> None:
                         width=512,
                         pixel_hash=hashes[index],
                         thumbnail=np.asarray(thumbnails[index]),
-                        descriptor=descriptors[index],
+                        descriptor=np.asarray(descriptors[index]),
                     )
                     for index in range(at, min(at + BATCH, count))
                 ),
@@ -177,8 +176,9 @@ def errors(records: list[Record], original: np.ndarray, groups: dict[str, str]) 
 
 
 def peak_mib() -> float:
-    """Return the most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory this program has held (getrusage would count its parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

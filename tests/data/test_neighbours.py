@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adalora_qat.data import neighbours
-from adalora_qat.data.descriptor import FREQUENCIES, describe, thumbnail
+from adalora_qat.data.descriptor import FREQUENCIES, WHOLE, describe, thumbnail
 from adalora_qat.data.neighbours import MAX_CANDIDATES, Candidate, Embedding, candidates
 from adalora_qat.data.phantom import phantom
 
@@ -43,7 +43,9 @@ def test_cropped_copies_are_found_with_their_window(described: NDArray[np.float1
     for one in copies:
         # The original holds the copy, and 6 of 128 pixels are 4.7 %.
         assert one.larger == one.first
-        assert one.rows[0] >= 0.025 and one.columns[0] >= 0.025
+        (top, bottom), (left, right) = one.window
+        assert top >= 0.025 and left >= 0.025
+        assert bottom <= top and right <= left
 
 
 def test_each_pair_once_most_alike_first(described: NDArray[np.float16]) -> None:
@@ -92,7 +94,7 @@ def test_two_images_are_compared_although_they_say_nothing_of_a_corpus() -> None
 
 def test_embeddings_of_unrelated_images_are_nearly_orthogonal() -> None:
     many = synthetic(1000, 1, noise=0.1)
-    vectors = Embedding(many)(many, (0.0, 0.0), (0.0, 0.0))
+    vectors = Embedding(many)(many, WHOLE)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     products = vectors[:-1] @ vectors[:-1].T
     off = products[~np.eye(len(products), dtype=bool)]

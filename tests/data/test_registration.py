@@ -45,7 +45,7 @@ def test_the_window_tells_where_to_start(chest: NDArray[np.uint8]) -> None:
     # Far enough that the alignment does not find home without being told.
     copy = chest[60:, 70:]
     one, two = Layers(thumbnail(chest)), Layers(thumbnail(copy))
-    assert similarity(one, two, rows=(60 / 256, 0.0), columns=(70 / 256, 0.0)) > SAME_IMAGE
+    assert similarity(one, two, ((60 / 256, 0.0), (70 / 256, 0.0))) > SAME_IMAGE
 
 
 def test_a_small_turn_is_no_other_patient(chest: NDArray[np.uint8]) -> None:

@@ -139,7 +139,7 @@ def _verify(
 
     def compare(pair: Candidate) -> float:
         other = pair.second if pair.larger == pair.first else pair.first
-        return similarity(layers[pair.larger], layers[other], pair.rows, pair.columns)
+        return similarity(layers[pair.larger], layers[other], pair.window)
 
     return [
         Link(ids[pair.first], ids[pair.second], NEAR_DUPLICATE, round(agreement, 3))

@@ -23,7 +23,7 @@ from adalora_qat.data.records import Record
 from adalora_qat.errors import UserError
 
 # Raised whenever a measurement changes, so that stored ones of older versions are not used.
-VERSION = 1
+VERSION = 2
 
 _TABLE = """CREATE TABLE IF NOT EXISTS fingerprint (
     id TEXT PRIMARY KEY, stamp TEXT, facts TEXT, histogram BLOB, thumbnail BLOB, descriptor BLOB

@@ -33,19 +33,20 @@ TABLES = 20
 # looks into the buckets of the pairs among its three largest.
 PROBED = 3
 # Bits of the sketch by which most chance meetings are told apart before the real comparison.
-SKETCH_WORDS = 2
+SKETCH_WORDS = 3
 SKETCH_BITS = 64 * SKETCH_WORDS
 # Cosine of pairs that are always worth a registration, and of those that are if there are
 # not too many. Of copies that were re-encoded, shrunk to 224 px, cropped by up to 5 % and
-# changed in contrast at once, 99.9 % lie above the first; of pairs of different chests
-# 1 in 30,000. Other exposures of one patient lie between the two as often as above both.
-STRONG, MIN_SIMILARITY = 0.62, 0.5
+# changed in contrast at once, 99.5 % lie above the first; of pairs of different chests
+# 1 in 50,000. Other exposures of one patient lie between the two as often as above both.
+STRONG, MIN_SIMILARITY = 0.68, 0.5
 # How many of the latter: as many as this, or this share of the images. Their number would
 # grow with the square of the corpus, and the time to verify them with it.
-MIN_WEAK, WEAK_SHARE = 1000, 0.2
-# Angle θ between two vectors flips a share θ/π of the bits; three standard deviations on top.
+MIN_WEAK, WEAK_SHARE = 1000, 0.1
+# Angle θ between two vectors flips a share θ/π of the bits; two standard deviations on top
+# keep 98 % of the least alike, all others, and 3 in 1,000 of the unrelated.
 _FLIPPED = math.acos(MIN_SIMILARITY) / math.pi
-MAX_FLIPPED = SKETCH_BITS * _FLIPPED + 3 * math.sqrt(SKETCH_BITS * _FLIPPED * (1 - _FLIPPED))
+MAX_FLIPPED = SKETCH_BITS * _FLIPPED + 2 * math.sqrt(SKETCH_BITS * _FLIPPED * (1 - _FLIPPED))
 # Candidates an image may bring, best first: a large family of copies is joined by chains.
 MAX_CANDIDATES = 6
 # Up to this many images, comparing all with all is quicker than hashing, and misses nothing.
@@ -57,15 +58,13 @@ Progress = Callable[[int, int, str], None]
 
 
 class Candidate(NamedTuple):
-    """Images ``first`` < ``second`` may be one; ``rows`` and ``columns`` of ``larger`` are the
-    window that resembles the whole of the other."""
+    """Images ``first`` < ``second`` may be one: a window of ``larger`` resembles the other."""
 
     similarity: float
     first: int
     second: int
     larger: int
-    rows: Window
-    columns: Window
+    window: Window
 
 
 def candidates(
@@ -85,22 +84,20 @@ def candidates(
     if len(descriptors) < 2:
         return []
     embed = Embedding(descriptors)
-    index = _Index(embed(descriptors, WHOLE, WHOLE))
+    index = _Index(embed(descriptors, WHOLE))
     best: dict[tuple[int, int], Candidate] = {}
 
-    def search(task: tuple[tuple[Window, Window], int]) -> list[tuple[int, int, float]]:
-        (rows, columns), start = task
-        return index.alike(embed(descriptors[start : start + _BLOCK], rows, columns), start)
+    def search(task: tuple[Window, int]) -> list[tuple[int, int, float]]:
+        window, start = task
+        return index.alike(embed(descriptors[start : start + _BLOCK], window), start)
 
-    tasks = list(product(product(WINDOWS, WINDOWS), range(0, len(descriptors), _BLOCK)))
+    tasks = list(product(WINDOWS, range(0, len(descriptors), _BLOCK)))
     with ThreadPoolExecutor(jobs) as pool:
-        for done, (windows, found) in enumerate(
-            zip(tasks, pool.map(search, tasks), strict=True), 1
-        ):
+        for done, (task, found) in enumerate(zip(tasks, pool.map(search, tasks), strict=True), 1):
             for image, other, similarity in found:
-                pair = (min(image, other), max(image, other))
+                pair = (image, other) if image < other else (other, image)
                 if pair not in best or similarity > best[pair].similarity:
-                    best[pair] = Candidate(similarity, *pair, image, *windows[0])
+                    best[pair] = Candidate(similarity, *pair, image, task[0])
             if progress:
                 progress(done, len(tasks), "looking for look-alikes")
     ranked = sorted(best.values(), key=lambda c: (-c.similarity, c.first, c.second))
@@ -127,7 +124,7 @@ class Embedding:
     """Descriptors → unit vectors (N, E) whose dot product is near 0 for unrelated images."""
 
     def __init__(self, descriptors: NDArray[np.float16]) -> None:
-        count, whole = len(descriptors), window_map(WHOLE, WHOLE)
+        count, whole = len(descriptors), window_map(WHOLE)
         total, outer = np.zeros(len(whole)), np.zeros((len(whole), len(whole)))
         for start in range(0, count, _BLOCK):
             values = _flat(descriptors[start : start + _BLOCK]) @ whole.T
@@ -142,11 +139,9 @@ class Embedding:
         self._axes = axes[:, ::-1][:, :DIMENSIONS].astype(np.float32)
         self._origin = (trust * mean).astype(np.float32) @ self._axes
 
-    def __call__(
-        self, descriptors: NDArray[np.float16], rows: Window, columns: Window
-    ) -> NDArray[np.float32]:
+    def __call__(self, descriptors: NDArray[np.float16], window: Window) -> NDArray[np.float32]:
         """Embed a window of each image."""
-        whole_map = window_map(rows, columns).T @ self._axes
+        whole_map = window_map(window).T @ self._axes
         values = np.concatenate(
             [
                 _flat(descriptors[at : at + _BLOCK]) @ whole_map - self._origin
@@ -190,8 +185,11 @@ class _Index:
         """Return (query, image) of those that share a bucket and have similar sketches."""
         # The product of two sparse matrices, query × bucket and bucket × image.
         met = (self._buckets(queries, PROBED) @ self._inside).tocoo()
-        flipped = np.bitwise_count(self._sketch(queries)[met.row] ^ self._sketches[met.col])
-        keep = flipped.sum(axis=1) <= MAX_FLIPPED
+        flipped = sum(
+            np.bitwise_count(own[met.row] ^ theirs[met.col]).astype(np.int16)
+            for own, theirs in zip(self._sketch(queries).T, self._sketches.T, strict=True)
+        )
+        keep = flipped <= MAX_FLIPPED
         return met.row[keep], met.col[keep]
 
     def _buckets(self, values: NDArray[np.float32], among: int) -> sparse.csr_array:
@@ -199,21 +197,23 @@ class _Index:
         count, size = values.shape
         rotated = (values @ self._rotations).reshape(count, TABLES, size)
         largest = _largest(rotated, among)
-        pairs = [
+        pairs = list(combinations(range(among), 2))
+        columns = np.empty((count, len(pairs), TABLES), dtype=np.int32)
+        for place, (first, second) in enumerate(pairs):
+            one, two = largest[..., first], largest[..., second]
             # Which of the two is larger flips easily, so a bucket does not say.
-            np.minimum(one, two) * 2 * size + np.maximum(one, two)
-            for one, two in combinations(np.moveaxis(largest, 2, 0), 2)
-        ]
-        table = np.arange(TABLES)[:, None] * (2 * size) ** 2
-        columns = (np.stack(pairs, axis=2) + table).reshape(count, -1)
-        starts = np.arange(count + 1, dtype=np.int32) * columns.shape[1]
+            columns[:, place] = np.minimum(one, two) * (2 * size) + np.maximum(one, two)
+        columns += np.arange(TABLES, dtype=np.int32) * (2 * size) ** 2
+        starts = np.arange(count + 1, dtype=np.int32) * (len(pairs) * TABLES)
         return sparse.csr_array(
-            (np.ones(columns.size, np.uint8), columns.ravel().astype(np.int32), starts),
+            (np.ones(columns.size, np.uint8), columns.ravel(), starts),
             shape=(count, TABLES * (2 * size) ** 2),
         )
 
     def _sketch(self, values: NDArray[np.float32]) -> NDArray[np.uint64]:
-        return np.packbits(values @ self._planes > 0, axis=1).view(np.uint64)
+        packed = np.packbits(values @ self._planes > 0, axis=1).view(np.uint64)
+        # By columns, which are what is gathered from.
+        return np.asfortranarray(packed)
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int32]:

@@ -9,6 +9,7 @@ S = 128 pixels a thumbnail's side.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -25,14 +26,15 @@ Affine = NDArray[np.float32]
 # different chests reach at most 0.57; copies cropped, resized, re-encoded and changed in
 # contrast at once have 0.7 and more, as have other exposures of one patient in one posture.
 SAME_IMAGE = 0.62
-# Correlation of the whole, after an alignment, below which blocks need not be asked: most
-# different chests lie below it, other exposures of one patient from 0.45 up.
-HOPELESS = 0.4
+# Correlation of the whole, after an alignment, below which no closer look is worth while:
+# nine in ten different chests that resemble each other lie below it, copies and other
+# exposures of one patient in one posture from 0.5 up.
+HOPELESS = 0.45
 # Correlation at half size that needs no closer look: different chests reach 0.6.
 CLEAR = 0.75
 COARSE_SIDE = THUMBNAIL_SIDE // 2
 MIN_OVERLAP = 0.6
-# Copies settle in about five iterations; what has not settled in twelve is none.
+# Copies settle in three or four iterations; what has not settled in twelve is none.
 ITERATIONS = 12
 # A block must be found within this many pixels of where the alignment puts it: breathing
 # moves ribs a little, and an affine map cannot follow that.
@@ -52,39 +54,37 @@ class Layers:
     @cached_property
     def coarse(self) -> NDArray[np.float32]:
         """Structures to align by, half size."""
-        return _clipped(self._half, 0.7, 3, 4)
+        return _clipped(self._half, 0.7, 3, 13)
 
     @cached_property
     def coarse_detail(self) -> NDArray[np.float32]:
         """Fine structures to compare, half size."""
-        return _clipped(self._half, 0, 1, 5)
+        return _clipped(self._half, 0, 1, 17)
 
     @cached_property
     def fine(self) -> NDArray[np.float32]:
         """Structures to align by, full size."""
-        return _clipped(self._whole, 0.7, 5, 8)
+        return _clipped(self._whole, 0.7, 5, 27)
 
     @cached_property
     def detail(self) -> NDArray[np.float32]:
         """Fine structures to compare, full size."""
-        return _clipped(self._whole, 0.5, 1.5, 10)
+        return _clipped(self._whole, 0.5, 1.5, 35)
 
 
-def similarity(
-    larger: Layers, other: Layers, rows: Window = WHOLE, columns: Window = WHOLE
-) -> float:
+def similarity(larger: Layers, other: Layers, window: Window = WHOLE) -> float:
     """Return how well the fine detail of two images agrees once they lie on each other.
 
     Parameters
     ----------
-    rows, columns : the window of ``larger`` that resembles the whole of ``other``.
+    window : of ``larger``, resembles the whole of ``other``.
 
     Returns
     -------
     Correlation of fine detail, at most 1, at the coarsest level that decides; −1 where no
     alignment was found. From ``SAME_IMAGE`` on, the two are one.
     """
-    start = _window_to_affine(rows, columns, COARSE_SIDE)
+    start = _window_to_affine(window, COARSE_SIDE)
     found = _correlation(larger.coarse_detail, other.coarse_detail, start)
     if found >= CLEAR:
         return found
@@ -106,15 +106,15 @@ def similarity(
 
 
 def _clipped(
-    values: NDArray[Any], fine_px: float, coarse_px: float, spread_px: float
+    values: NDArray[Any], fine_px: float, coarse_px: float, spread_px: int
 ) -> NDArray[np.float32]:
     detail = local_contrast(values.astype(np.uint8), fine_px, coarse_px, spread_px, 1.0)
     # Labels and film edges outshine anatomy; clipped, they count like any other structure.
     return np.clip(detail, -2.5, 2.5)
 
 
-def _window_to_affine(rows: Window, columns: Window, side: int) -> Affine:
-    (top, bottom), (left, right) = rows, columns
+def _window_to_affine(window: Window, side: int) -> Affine:
+    (top, bottom), (left, right) = window
     return np.array(
         [[1 - left - right, 0, left * side], [0, 1 - top - bottom, top * side]], np.float32
     )
@@ -135,31 +135,42 @@ def _warp(values: NDArray[np.float32], affine: Affine) -> NDArray[np.float32]:
     return np.asarray(cv2.warpAffine(values, affine, values.shape[::-1], flags=flags))
 
 
-def _covered(affine: Affine, side: int = THUMBNAIL_SIDE) -> NDArray[np.bool_]:
-    return _warp(np.ones((side, side), np.float32), affine) > 0.99
+def _covered(affine: Affine, side: int = THUMBNAIL_SIDE) -> NDArray[np.float32]:
+    """Return 1 where ``moving`` reaches, 0 elsewhere."""
+    return _warp(np.ones((side, side), np.float32), affine)
 
 
 def _correlation(moving: NDArray[np.float32], fixed: NDArray[np.float32], affine: Affine) -> float:
+    """Return the correlation where both reach; detail has mean zero already."""
     covered = _covered(affine, len(moving))
-    if covered.mean() < MIN_OVERLAP:
+    if float(covered.sum()) < MIN_OVERLAP * covered.size:
         return -1.0
-    one, two = _warp(moving, affine)[covered], fixed[covered]
-    one, two = one - one.mean(), two - two.mean()
-    return float(one @ two / max(np.sqrt(float(one @ one) * float(two @ two)), 1e-6))
+    one, two = _warp(moving, affine), fixed * covered
+    strength = float(np.vdot(one, one)) * float(np.vdot(two, two))
+    return float(np.vdot(one, two)) / max(math.sqrt(strength), 1e-6)
 
 
 def _blocks_correlation(
-    aligned: NDArray[np.float32], fixed: NDArray[np.float32], covered: NDArray[np.bool_]
+    aligned: NDArray[np.float32], fixed: NDArray[np.float32], covered: NDArray[np.float32]
 ) -> float:
     """Return the median over blocks of the best correlation within the search range."""
     found = []
+    # Sums over any rectangle from the corners of these tables.
+    reach, square = cv2.integral(covered), cv2.integral(fixed * fixed)
     for top in range(SEARCH, THUMBNAIL_SIDE - BLOCK - SEARCH + 1, STEP):
         for left in range(SEARCH, THUMBNAIL_SIDE - BLOCK - SEARCH + 1, STEP):
+            if _mean(reach, top - SEARCH, left - SEARCH, BLOCK + 2 * SEARCH) < 0.95:
+                continue
+            if _mean(square, top, left, BLOCK) < MIN_DETAIL**2:
+                continue
+            block = fixed[top : top + BLOCK, left : left + BLOCK]
             around = np.s_[
                 top - SEARCH : top + BLOCK + SEARCH, left - SEARCH : left + BLOCK + SEARCH
             ]
-            block = fixed[top : top + BLOCK, left : left + BLOCK]
-            if covered[around].mean() < 0.95 or block.std() < MIN_DETAIL:
-                continue
             found.append(cv2.matchTemplate(aligned[around], block, cv2.TM_CCOEFF_NORMED).max())
     return float(np.median(found)) if len(found) >= MIN_BLOCKS else -1.0
+
+
+def _mean(sums: NDArray[Any], top: int, left: int, side: int) -> float:
+    total = sums[top + side, left + side] - sums[top, left + side] - sums[top + side, left]
+    return float(total + sums[top, left]) / side**2
