@@ -137,32 +137,17 @@ def _seconds(summary: Mapping[str, Any]) -> str | None:
 
 
 def _speed(speed: Any) -> str | None:
-    """Return the speed as a table, one line a runtime, with every plain figure it was given."""
-    if not isinstance(speed, Mapping) or not speed:
+    """Return the latencies of one run as a table, with the ratio of each to the last."""
+    if not isinstance(speed, Mapping) or not speed.get("models"):
         return None
-    rows = {name: value for name, value in speed.items() if isinstance(value, Mapping)}
-    columns = list(dict.fromkeys(k for row in rows.values() for k in row if _plain(row[k])))
-    lines = []
-    if columns:
-        titles = " | ".join(column.replace("_", " ") for column in columns)
-        lines += [f"| speed, one run, one machine | {titles} |", "|---" * (len(columns) + 1) + "|"]
-        lines += [
-            f"| {name.replace('_', ' ')} | {' | '.join(_show(row.get(c)) for c in columns)} |"
-            for name, row in rows.items()
-        ]
-    rest = [f"{k.replace('_', ' ')} {_show(v)}" for k, v in speed.items() if _plain(v)]
-    lines += [f"\nSpeed: {', '.join(rest)}."] if rest else []
-    return "\n".join(lines) or None
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    models, ratios = speed["models"], speed["speedup"]
+    lines = ["| one image on this machine, one run | median | ratio to the last |", "|---|---|---|"]
+    lines += [
+        f"| {name.replace('_', ' ')} | {row['median_s']:.2f} s | "
+        f"{f'{ratios[name]:.2f}×' if name in ratios else '1'} |"
+        for name, row in models.items()
+    ]
+    return "\n".join(lines)
 
 
 def _origin(summary: Mapping[str, Any]) -> str | None:
