@@ -141,12 +141,15 @@ def test_convolutions(name: str, numerics: str) -> None:
     layer = float_layer if numerics == "float" else quantized(float_layer, numerics, x)
     with torch.no_grad():
         expected = rows(layer(2 * x))
-    found, model = run(
-        layer,
-        lambda g, m, v: layers.convolve(g, m, v, (8, 12)),
-        rows(2 * x),
-        expected.shape[1],
-    )
+
+    def write(g: Graph, m: nn.Module, v: str) -> str:
+        if layers.is_integer_product(m):
+            return layers.convolve(g, m, v, (8, 12))
+        planes = g.transpose(g.reshape(v, (1, 8, 12, 6)), (0, 3, 1, 2))
+        out = layers.convolve_planes(g, m, planes)
+        return g.reshape(g.transpose(out, (0, 2, 3, 1)), (-1, expected.shape[1]))
+
+    found, model = run(layer, write, rows(2 * x), expected.shape[1])
     integer = numerics in (INT8, CHANNEL) and name not in WITHOUT_INTEGER_KERNEL
     tolerance = 0 if integer else 1e-5
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

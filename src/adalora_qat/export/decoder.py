@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamFeedForward
 
@@ -19,6 +20,7 @@ from adalora_qat.export.encoders import attention
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.layers import (
     GELU_FLOOR,
+    convolve_planes,
     convolve_transposed,
     float_weight,
     linear,
@@ -47,8 +49,52 @@ def no_mask(g: Graph, segmenter: Segmenter) -> str:
         return float_weight(g, segmenter.prompt_encoder.no_mask_embed)
 
 
+def embed_points(g: Graph, segmenter: Segmenter, points: str, labels: str) -> str:
+    """Embed points (1, N, T, 2), model frame, with integer labels (1, N, T): (N, T, D).
+
+    Labels: 1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point.
+    """
+    encoder = segmenter.prompt_encoder
+    with g.scope("prompt_encoder"):
+        minus_one = g.constant("minus_one", np.asarray([-1], dtype=np.int64))
+        flat = g.squeeze(points, 0)
+        with g.scope("shared_embedding"):
+            tokens = _fourier(g, segmenter, _to_unit(g, segmenter, flat))
+        kinds = g.node("Unsqueeze", g.squeeze(labels, 0), minus_one)
+        # A missing point has no position, only its own embedding.
+        absent = g.node("Equal", kinds, minus_one)
+        zero = g.constant("zero", 0.0)
+        tokens = g.node("Where", absent, zero, tokens)
+        rows = [(f"point_embed.{label}", label) for label in range(4)]
+        for name, label in [*rows, ("not_a_point_embed", -1)]:
+            with g.scope(name):
+                is_kind = g.node("Equal", kinds, g.constant("label", np.int64(label)))
+                weight = float_weight(g, encoder.get_submodule(name))
+                tokens = g.add(tokens, g.node("Where", is_kind, weight, zero))
+        return tokens
+
+
+def embed_masks(g: Graph, segmenter: Segmenter, masks: str, has_mask: str) -> str:
+    """Embed earlier logits (1, N, L, L) where has_mask (1, N) is 1: (N, E², D)."""
+    module, variant = segmenter.prompt_encoder.mask_embed, segmenter.variant
+    width = weight_of(module.conv3).shape[0]
+    with g.scope("prompt_encoder.mask_embed"):
+        x = g.reshape(masks, (-1, 1, variant.low_res_side, variant.low_res_side))
+        for number in (1, 2):
+            name = f"layer_norm{number}"
+            with g.scope(f"conv{number}"):
+                x = convolve_planes(g, module.get_submodule(f"conv{number}"), x)
+            x = g.transpose(_norm(g, module, name, g.transpose(x, (0, 2, 3, 1))), (0, 3, 1, 2))
+            x = g.gelu(x)
+        with g.scope("conv3"):
+            x = convolve_planes(g, module.conv3, x, GELU_FLOOR)
+        rows = g.reshape(g.transpose(x, (0, 2, 3, 1)), (-1, variant.embedding_side**2, width))
+        given = g.node("Cast", g.reshape(has_mask, (-1, 1, 1)), to=TensorProto.BOOL)
+    return g.node("Where", given, rows, no_mask(g, segmenter))
+
+
 def decode(g: Graph, segmenter: Segmenter, pixels: str, prompts: str) -> tuple[str, str]:
-    """Decode embeddings (E², D), the dense prompt added, with prompts (N, T, D).
+    """Decode embeddings (E², D) or (N, E², D), dense prompt added, with prompts (N, T, D).
 
     Returns
     -------

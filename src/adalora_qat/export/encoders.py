@@ -16,6 +16,7 @@ N = n² tokens of a window, W windows, E side of the embeddings.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,16 +29,16 @@ from adalora_qat.export.layers import (
     GELU_FLOOR,
     convolve,
     convolve_planes,
+    is_integer_product,
     linear,
     product,
     quantize,
     quantized_constant,
-    quantizes_input,
     stored_integers,
     weight_of,
 )
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
-from adalora_qat.model.tiny_vit import MBConv, PatchMerging, Stage, TinyViT, TinyViTBlock
+from adalora_qat.model.tiny_vit import Stage, TinyViT, TinyViTBlock
 from adalora_qat.quantize.convert import DequantizedParameter, QuantizedLayer
 from adalora_qat.quantize.operators import operator_of
 
@@ -64,96 +65,101 @@ def attention(
     return g.node("Attention", *operands, q_num_heads=heads, kv_num_heads=heads, scale=scale)
 
 
-def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
-    _, *stages = encoder.layers
-    x, size = _stem(g, encoder, image, side)
-    for index, stage in enumerate(stages, start=1):
-        with g.scope(f"layers.{index}"):
-            x, size = _stage(g, stage, x, size)
-    with g.scope("neck"):
-        for index, part in enumerate(encoder.neck):
-            with g.scope(str(index)):
-                norm = isinstance(part, nn.LayerNorm)
-                x = g.layer_norm(part, x) if norm else convolve(g, part, x, size)
-    return x
+@dataclass(frozen=True)
+class _Map:
+    """A feature map of ``size`` (H, W): rows of pixels (H·W, D), or planes (1, D, H, W).
 
+    Integer products want rows, float convolutions planes (which ONNX Runtime keeps in a
+    blocked layout from one to the next); a map changes its form only where it must.
+    """
 
-def _stem(g: Graph, encoder: TinyViT, image: str, side: int) -> tuple[str, Size]:
-    """Write the convolutional stage: (1, 3, S, S) → (H·W, D)."""
-    convolutions = [m for part in (encoder.patch_embed, encoder.layers[0]) for m in part.modules()]
-    if not any(quantizes_input(module) for module in convolutions):
-        return _float_stem(g, encoder, image, side)
-    x, size = g.reshape(g.transpose(image, (0, 2, 3, 1)), (-1, 3)), (side, side)
-    first, _, second = encoder.patch_embed.seq
-    with g.scope("patch_embed.seq"):
-        with g.scope("0.c"):
-            x, size = g.gelu(convolve(g, first.c, x, size)), _after(first.c, size)
-        with g.scope("2.c"):
-            x, size = convolve(g, second.c, x, size, GELU_FLOOR), _after(second.c, size)
-    with g.scope("layers.0"):
-        return _stage(g, encoder.layers[0], x, size)
+    value: str
+    size: Size
+    width: int
+    planes: bool
 
+    def as_rows(self, g: Graph) -> str:
+        """Return the map as rows of pixels."""
+        if not self.planes:
+            return self.value
+        return g.reshape(g.transpose(self.value, (0, 2, 3, 1)), (-1, self.width))
 
-def _float_stem(g: Graph, encoder: TinyViT, image: str, side: int) -> tuple[str, Size]:
-    """Write the stage in planes: float convolutions stay in their blocked layout throughout."""
-    first, _, second = encoder.patch_embed.seq
-    stage, size = encoder.layers[0], _after(second.c, _after(first.c, (side, side)))
-    with g.scope("patch_embed.seq.0.c"):
-        x = g.gelu(convolve_planes(g, first.c, image))
-    with g.scope("patch_embed.seq.2.c"):
-        x = convolve_planes(g, second.c, x)
-    for index, block in enumerate(stage.blocks):
-        with g.scope(f"layers.0.blocks.{index}"):
-            out = _inverted(g, block, x)
-            x = g.gelu(g.add(out, x))
-    with g.scope("layers.0.downsample"):
-        x = _inverted(g, stage.downsample, x)
-    size = _after(stage.downsample.conv2.c, size)
-    return g.reshape(g.transpose(x, (0, 2, 3, 1)), (size[0] * size[1], -1)), size
+    def as_planes(self, g: Graph) -> str:
+        """Return the map as planes."""
+        if self.planes:
+            return self.value
+        return g.transpose(g.reshape(self.value, (1, *self.size, self.width)), (0, 3, 1, 2))
 
+    def gelu(self, g: Graph) -> _Map:
+        """Apply GELU."""
+        return replace(self, value=g.gelu(self.value))
 
-def _inverted(g: Graph, block: MBConv | PatchMerging, x: str) -> str:
-    """Write conv1 → GELU → conv2 → GELU → conv3 in planes."""
-    for name in ("conv1.c", "conv2.c"):
+    def add(self, g: Graph, other: _Map) -> _Map:
+        """Add another map, in the form of this one."""
+        value = other.as_planes(g) if self.planes else other.as_rows(g)
+        return replace(self, value=g.add(value, self.value))
+
+    def convolve(self, g: Graph, name: str, module: nn.Module, floor: float | None = None) -> _Map:
+        """Apply the convolution ``name`` of ``module``."""
+        layer = module.get_submodule(name)
+        size, width = _after(layer, self.size), weight_of(layer).shape[0]
         with g.scope(name):
-            x = g.gelu(convolve_planes(g, block.get_submodule(name), x))
-    with g.scope("conv3.c"):
-        return convolve_planes(g, block.conv3.c, x)
+            if is_integer_product(layer):
+                value = convolve(g, layer, self.as_rows(g), self.size, floor)
+                return _Map(value, size, width, planes=False)
+            value = convolve_planes(g, layer, self.as_planes(g), floor)
+            return _Map(value, size, width, planes=True)
 
 
-def _stage(g: Graph, stage: Stage, x: str, size: Size) -> tuple[str, Size]:
+def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
+    x = _Map(image, (side, side), 3, planes=True)
+    with g.scope("patch_embed"):
+        x = x.convolve(g, "seq.0.c", encoder.patch_embed).gelu(g)
+        x = x.convolve(g, "seq.2.c", encoder.patch_embed, GELU_FLOOR)
+    for index, stage in enumerate(encoder.layers):
+        with g.scope(f"layers.{index}"):
+            x = _stage(g, stage, x)
+    for index, part in enumerate(encoder.neck):
+        if isinstance(part, nn.LayerNorm):
+            with g.scope(f"neck.{index}"):
+                x = replace(x, value=g.layer_norm(part, x.as_rows(g)), planes=False)
+        else:
+            with g.scope("neck"):
+                x = x.convolve(g, str(index), encoder.neck)
+    return x.as_rows(g)
+
+
+def _stage(g: Graph, stage: Stage, x: _Map) -> _Map:
     for index, block in enumerate(stage.blocks):
         with g.scope(f"blocks.{index}"):
             if isinstance(block, TinyViTBlock):
-                x = _block(g, block, x, size)
+                x = _block(g, block, x)
             else:
-                x = g.gelu(g.add(x, _inverted_rows(g, block, x, size)))
+                x = _inverted(g, block, x).add(g, x).gelu(g)
     if stage.downsample is None:
-        return x, size
+        return x
     with g.scope("downsample"):
-        x = _inverted_rows(g, stage.downsample, x, size)
-    return x, _after(stage.downsample.conv2.c, size)
+        return _inverted(g, stage.downsample, x)
 
 
-def _inverted_rows(g: Graph, block: nn.Module, x: str, size: Size) -> str:
-    """Write conv1 → GELU → conv2 → GELU → conv3 over rows of pixels."""
-    with g.scope("conv1.c"):
-        x = g.gelu(convolve(g, block.conv1.c, x, size))
-    with g.scope("conv2.c"):
-        x = g.gelu(convolve(g, block.conv2.c, x, size, GELU_FLOOR))
-    with g.scope("conv3.c"):
-        return convolve(g, block.conv3.c, x, _after(block.conv2.c, size), GELU_FLOOR)
+def _inverted(g: Graph, block: nn.Module, x: _Map) -> _Map:
+    """Write conv1 → GELU → conv2 → GELU → conv3."""
+    x = x.convolve(g, "conv1.c", block).gelu(g)
+    x = x.convolve(g, "conv2.c", block, GELU_FLOOR).gelu(g)
+    return x.convolve(g, "conv3.c", block, GELU_FLOOR)
 
 
-def _block(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
+def _block(g: Graph, block: TinyViTBlock, x: _Map) -> _Map:
+    rows = x.as_rows(g)
     with g.scope("attn"):
-        x = g.add(x, _tiny_attention(g, block, x, size))
-    with g.scope("local_conv.c"):
-        x = convolve(g, block.local_conv.c, x, size)
+        rows = g.add(rows, _tiny_attention(g, block, rows, x.size))
+    x = replace(x, value=rows, planes=False).convolve(g, "local_conv.c", block)
+    rows = x.as_rows(g)
     with g.scope("mlp"):
         with g.scope("norm"):
-            hidden = g.layer_norm(block.mlp.norm, x)
-        return g.add(x, _mlp(g, block.mlp, ("fc1", "fc2"), hidden))
+            hidden = g.layer_norm(block.mlp.norm, rows)
+        rows = g.add(rows, _mlp(g, block.mlp, ("fc1", "fc2"), hidden))
+    return replace(x, value=rows, planes=False)
 
 
 def _mlp(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
@@ -244,11 +250,10 @@ def _pair_bias(g: Graph, table: str, heads: int, side: int) -> str:
 
 
 def _vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
-    projection = encoder.patch_embed.projection
-    with g.scope("patch_embed.projection"):
-        x = g.reshape(g.transpose(image, (0, 2, 3, 1)), (-1, 3))
-        x = convolve(g, projection, x, (side, side))
-    size = _after(projection, (side, side))
+    patches = _Map(image, (side, side), 3, planes=True)
+    with g.scope("patch_embed"):
+        patches = patches.convolve(g, "projection", encoder.patch_embed)
+    x, size = patches.as_rows(g), patches.size
     if encoder.pos_embed is not None:
         x = g.add(x, _positions(g, encoder, size[0] * size[1]))
     for index, layer in enumerate(encoder.layers):
@@ -258,14 +263,14 @@ def _vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
                 hidden = g.layer_norm(layer.layer_norm2, x)
             with g.scope("mlp"):
                 x = g.add(x, _mlp(g, layer.mlp, ("lin1", "lin2"), hidden))
-    neck = encoder.neck
-    with g.scope("neck"):
-        for convolution, norm in (("conv1", "layer_norm1"), ("conv2", "layer_norm2")):
-            with g.scope(convolution):
-                x = convolve(g, neck.get_submodule(convolution), x, size)
+    out = _Map(x, size, weight_of(encoder.layers[0].attn.proj).shape[0], planes=False)
+    for convolution, norm in (("conv1", "layer_norm1"), ("conv2", "layer_norm2")):
+        with g.scope("neck"):
+            out = out.convolve(g, convolution, encoder.neck)
             with g.scope(norm):
-                x = g.layer_norm(getattr(neck, norm), x)
-    return x
+                normed = g.layer_norm(getattr(encoder.neck, norm), out.as_rows(g))
+        out = replace(out, value=normed, planes=False)
+    return out.value
 
 
 def _positions(g: Graph, encoder: VitImageEncoder, count: int) -> str:

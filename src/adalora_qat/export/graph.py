@@ -149,6 +149,10 @@ class Graph:
         ranges = [self._integers([number]) for number in (start, stop, axis, step)]
         return self.node("Slice", value, *ranges)
 
+    def squeeze(self, value: str, axis: int) -> str:
+        """Drop an axis of size 1."""
+        return self.node("Squeeze", value, self._integers([axis]))
+
     def transpose(self, value: str, order: Sequence[int]) -> str:
         """Reorder the axes."""
         return self.node("Transpose", value, perm=list(order))

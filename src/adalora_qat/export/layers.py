@@ -49,9 +49,12 @@ def is_integer(layer: nn.Module) -> bool:
     return isinstance(layer, QuantizedLayer) and layer.integer_sums
 
 
-def quantizes_input(layer: nn.Module) -> bool:
-    """Return whether a layer's input is quantized."""
-    return isinstance(layer, QuantizedLayer) and layer.input_scale is not None
+def is_integer_product(layer: nn.Module) -> bool:
+    """Return whether a convolution runs as one integer Gemm: dense, square, integer."""
+    geometry, kernel = _geometry(layer), weight_of(layer).shape[2:]
+    plain = geometry["group"] == 1 and set(geometry["dilations"]) == {1}
+    square = len({*kernel}) == len({*geometry["strides"]}) == len({*geometry["pads"]}) == 1
+    return is_integer(layer) and plain and square
 
 
 def quantize(
@@ -117,25 +120,16 @@ def linear(
 def convolve(
     g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
 ) -> str:
-    """Apply a convolution to a map (H·W, K) of ``size`` (H, W): (H'·W', C)."""
+    """Apply a convolution for which ``is_integer_product`` holds to a map (H·W, K): (H'·W', C)."""
     weight = weight_of(layer)
-    outputs, _, kernel, _ = weight.shape
-    if _is_matrix(layer):
-        quantized = quantize(g, layer, x, floor)
-        if kernel > 1 or _geometry(layer)["strides"][0] > 1:
-            quantized = _patches(g, layer, quantized, size)
-        # A row of the patches holds (row, column, channel) of the kernel's window.
-        return _gemm(g, layer, quantized, weight.permute(0, 2, 3, 1).reshape(outputs, -1))
-    x = dequantize(g, layer, quantize(g, layer, x, floor))
-    moved = g.transpose(
-        g.reshape(x, (1, *size, weight.shape[1] * _geometry(layer)["group"])), (0, 3, 1, 2)
-    )
-    out = convolve_planes(g, layer, moved)
-    return g.reshape(g.transpose(out, (0, 2, 3, 1)), (-1, outputs))
+    quantized = _patches(g, layer, quantize(g, layer, x, floor), size)
+    # A row of the patches holds (row, column, channel) of the kernel's window.
+    return _gemm(g, layer, quantized, weight.permute(0, 2, 3, 1).reshape(len(weight), -1))
 
 
-def convolve_planes(g: Graph, layer: nn.Module, x: str) -> str:
+def convolve_planes(g: Graph, layer: nn.Module, x: str, floor: float | None = None) -> str:
     """Apply a convolution in float32 to planes (1, K, H, W): (1, C, H', W')."""
+    x = dequantize(g, layer, quantize(g, layer, x, floor))
     bias = _float_bias(g, layer)
     operands = [x, float_weight(g, layer), *([] if bias is None else [bias])]
     return g.node("Conv", *operands, **_geometry(layer))
@@ -192,21 +186,13 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _is_matrix(layer: nn.Module) -> bool:
-    """Return whether a convolution is a Gemm: dense and integer, or 1×1."""
-    geometry, kernel = _geometry(layer), weight_of(layer).shape[2:]
-    if geometry["group"] != 1 or set(geometry["dilations"]) != {1}:
-        return False
-    square = len({*kernel}) == len({*geometry["strides"]}) == len({*geometry["pads"]}) == 1
-    pointwise = set(kernel) == {1} and set(geometry["strides"]) == {1}
-    return (square and is_integer(layer)) or (pointwise and not set(geometry["pads"]) - {0})
-
-
 def _patches(g: Graph, layer: nn.Module, x: str, size: tuple[int, int]) -> str:
     """Gather the kernel's windows of a map (H·W, K): (H'·W', k·k·K)."""
     geometry, (_, channels, k, _) = _geometry(layer), weight_of(layer).shape
     step, padding = geometry["strides"][0], geometry["pads"][0]
     height, width = size
+    if k == step == 1:
+        return x
     if k == step and not padding:
         cells = g.reshape(x, (height // k, k, width // k, k, channels))
         return g.reshape(g.transpose(cells, (0, 2, 1, 3, 4)), (-1, k * k * channels))

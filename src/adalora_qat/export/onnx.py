@@ -23,11 +23,12 @@ from onnx import helper
 import adalora_qat
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
-from adalora_qat.export.decoder import decode, embed_boxes, no_mask
+from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
 from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
+from adalora_qat.export.interactive import box_prompt
 from adalora_qat.export.kernels import require_integer_kernels
-from adalora_qat.export.metadata import ModelMetadata
+from adalora_qat.export.metadata import ModelMetadata, Part
 from adalora_qat.export.parity import Model, Parity, ParityCase, Progress, measure
 from adalora_qat.export.runtime import open_session
 from adalora_qat.files import atomic_write
@@ -84,28 +85,72 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    require_exportable(segmenter)
-    variant = segmenter.variant
-    metadata = ModelMetadata(
-        variant.name, variant.frame, variant.low_res_side, policy, adalora_qat.__version__,
-        sources=dict(sources),
-    )  # fmt: skip
+    metadata = describe(segmenter, policy, sources)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
         _save(model, temporary)
         kernels = require_integer_kernels(model, temporary)
         candidate = onnx_model(open_session(temporary))
-        parity = measure(
-            torch_model(segmenter), candidate, cases, metadata.mask_threshold, progress
-        )
+        reference = torch_model(segmenter)
+        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        finished = replace(metadata, parity=parity.figures())
-        helper.set_model_props(model, finished.to_props())
-        _save(model, temporary)
-        size = temporary.stat().st_size
+        size = _save(model, temporary, replace(metadata, parity=parity.figures()))
     if golden:
         _write_golden(path.with_suffix(".golden.npz"), cases[0], candidate)
     return Exported(path, size, parity, kernels)
+
+
+def export_split(
+    segmenter: Segmenter,
+    encoder_path: Path,
+    decoder_path: Path,
+    cases: Sequence[ParityCase],
+    *,
+    policy: str,
+    sources: Mapping[str, str],
+    gate: ExportConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[Exported, Exported]:
+    """Export encoder and decoder as two files: one image encoded once, then many prompts.
+
+    Parameters and errors are those of ``export_onnx``; the gate looks at both together.
+    """
+    metadata = describe(segmenter, policy, sources)
+    models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
+    with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
+        files = (first, second)
+        for model, file in zip(models, files, strict=True):
+            _save(model, file)
+        kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
+        candidate = split_model(open_session(first), open_session(second))
+        reference = torch_model(segmenter)
+        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity.check(gate or ExportConfig())
+        parts: tuple[Part, Part] = ("encoder", "decoder")
+        sizes = [
+            _save(model, file, replace(metadata, part=part, parity=parity.figures()))
+            for model, file, part in zip(models, files, parts, strict=True)
+        ]
+    paths = (encoder_path, decoder_path)
+    encoder, decoder = (
+        Exported(*o) for o in zip(paths, sizes, (parity,) * 2, kernels, strict=True)
+    )
+    return encoder, decoder
+
+
+def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> ModelMetadata:
+    """Return the metadata of a model that can be exported.
+
+    Raises
+    ------
+    ExportError
+        If it cannot be, as it is.
+    """
+    require_exportable(segmenter)
+    variant, version = segmenter.variant, adalora_qat.__version__
+    return ModelMetadata(
+        variant.name, variant.frame, variant.low_res_side, policy, version, sources=dict(sources)
+    )
 
 
 def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:
@@ -116,10 +161,7 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     ExportError
         If ``onnx.checker`` finds fault with it, or it is larger than 2 GB.
     """
-    if any(isinstance(module, torch.nn.BatchNorm2d) for module in segmenter.modules()):
-        segmenter = copy.deepcopy(segmenter)
-        fold_batch_norms(segmenter)
-    variant = segmenter.variant
+    segmenter, variant = _without_batch_norms(segmenter), segmenter.variant
     g, side, low = Graph(variant.name), variant.frame.side, variant.low_res_side
     image = g.input("image", (1, 3, side, side))
     boxes = g.input("boxes", (1, "N", 4))
@@ -129,6 +171,37 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
     return checked(g.model(metadata.to_props()))
+
+
+def build_encoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:
+    """Write the encoder alone: image (1, 3, S, S) → embeddings (E², D)."""
+    segmenter, side = _without_batch_norms(segmenter), segmenter.variant.frame.side
+    g = Graph(f"{segmenter.variant.name} encoder")
+    features = encode(g, segmenter, g.input("image", (1, 3, side, side)))
+    pixels, width = segmenter.variant.embedding_side**2, segmenter.variant.decoder_width
+    g.output(features, "embeddings", (pixels, width))
+    return checked(g.model(replace(metadata, part="encoder").to_props()))
+
+
+def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:
+    """Write the decoder alone, for any number of prompts of one image.
+
+    Inputs: embeddings (E², D); points (1, N, T, 2) in the model frame with labels (1, N, T):
+    1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point; the logits of an
+    earlier answer, masks (1, N, L, L), used where has_mask (1, N) is 1.
+    """
+    variant, g = segmenter.variant, Graph(f"{segmenter.variant.name} decoder")
+    low, pixels = variant.low_res_side, variant.embedding_side**2
+    features = g.input("embeddings", (pixels, variant.decoder_width))
+    points = g.input("points", (1, "N", "T", 2))
+    labels = g.input("labels", (1, "N", "T"), onnx.TensorProto.INT64)
+    masks = g.input("masks", (1, "N", low, low))
+    dense = embed_masks(g, segmenter, masks, g.input("has_mask", (1, "N")))
+    tokens = embed_points(g, segmenter, points, labels)
+    logits, iou = decode(g, segmenter, g.add(dense, features), tokens)
+    g.output(logits, "logits", (1, "N", low, low))
+    g.output(iou, "iou", (1, "N"))
+    return checked(g.model(replace(metadata, part="decoder").to_props()))
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -193,8 +266,40 @@ def onnx_model(session: ort.InferenceSession) -> Model:
     return run
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(model.SerializeToString())
+def split_model(encoder: ort.InferenceSession, decoder: ort.InferenceSession) -> Model:
+    """Return the two halves as a function of NumPy arrays, prompted with boxes."""
+
+    def run(
+        image: NDArray[np.float32], boxes: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        (embeddings,) = encoder.run(["embeddings"], {"image": image[None]})
+        logits, iou = decoder.run(
+            ["logits", "iou"],
+            {"embeddings": embeddings, **box_prompt(boxes, _low_res_side(decoder))},
+        )
+        return logits[0], iou[0]
+
+    return run
+
+
+def _low_res_side(decoder: ort.InferenceSession) -> int:
+    shapes = {one.name: one.shape for one in decoder.get_inputs()}
+    return int(shapes["masks"][-1])
+
+
+def _without_batch_norms(segmenter: Segmenter) -> Segmenter:
+    """Return a model whose batch norms are folded: itself, or a copy."""
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in segmenter.modules()):
+        segmenter = copy.deepcopy(segmenter)
+        fold_batch_norms(segmenter)
+    return segmenter
+
+
+def _save(model: onnx.ModelProto, path: Path, metadata: ModelMetadata | None = None) -> int:
+    """Write a model, with other metadata if given, and return its size in bytes."""
+    if metadata is not None:
+        helper.set_model_props(model, metadata.to_props())
+    return path.write_bytes(model.SerializeToString())
 
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:
