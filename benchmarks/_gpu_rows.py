@@ -79,6 +79,9 @@ def drive(rows: Sequence[str], name: str, deadline_s: float, config: Mapping[str
                 command, timeout=max(1.0, end + 45 - time.time()), check=False
             ).returncode
         except subprocess.TimeoutExpired:
+            stopped: Results = json.loads(file.read_text())
+            if stopped["rows"]:
+                save(file, stopped, [*stopped["rows"]][-1], {"error": "stopped: out of time"})
             break
         if code == 0:
             break

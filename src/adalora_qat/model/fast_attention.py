@@ -37,6 +37,7 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
     ``kernel`` is "biased" (SDPA with the bias as a mask), "folded" (SDPA of a wider head),
     "cudnn" (the same, on cuDNN's kernel, which alone leaves V at its width), or "triton".
+    "biased" windows gave NaN on an H200 under bf16 and torch.compile (torch 2.11): not for there.
     """
 
     kernel: Kernel
