@@ -18,6 +18,7 @@ from adalora_qat.quantize.prepare import freeze, observe, prepare
 Write = Callable[[Graph, nn.Module, str], str]
 INT8 = "weight: {bits: 8}\n    activation: {bits: 8}"
 CHANNEL = "weight: {bits: 8, granularity: channel}\n    activation: {bits: 8}"
+FOUR_BITS = "weight: {bits: 4, granularity: channel}\n    activation: {bits: 8}"
 WEIGHT_ONLY = "weight: {bits: 8, granularity: channel}"
 GROUPS = "weight: {bits: 4, granularity: group, group_size: 8}\n    activation: {bits: 8}"
 
@@ -50,7 +51,7 @@ def rows(planes: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("numerics", [INT8, CHANNEL])
+@pytest.mark.parametrize("numerics", [INT8, CHANNEL, FOUR_BITS])
 def test_linear_is_the_same_integers_to_the_last_bit(numerics: str, bias: bool) -> None:
     torch.manual_seed(0)
     calibration, x = torch.randn(64, 24), 3 * torch.randn(500, 24)  # most of x saturates
@@ -132,7 +133,7 @@ CONVOLUTIONS = {
 WITHOUT_INTEGER_KERNEL = {"depthwise", "dilated", "wide"}
 
 
-@pytest.mark.parametrize("numerics", ["float", INT8, CHANNEL, WEIGHT_ONLY])
+@pytest.mark.parametrize("numerics", ["float", INT8, CHANNEL, FOUR_BITS, WEIGHT_ONLY])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str, numerics: str) -> None:
     torch.manual_seed(2)
@@ -150,7 +151,7 @@ def test_convolutions(name: str, numerics: str) -> None:
         return g.reshape(g.transpose(out, (0, 2, 3, 1)), (-1, expected.shape[1]))
 
     found, model = run(layer, write, rows(2 * x), expected.shape[1])
-    integer = numerics in (INT8, CHANNEL) and name not in WITHOUT_INTEGER_KERNEL
+    integer = numerics in (INT8, CHANNEL, FOUR_BITS) and name not in WITHOUT_INTEGER_KERNEL
     tolerance = 0 if integer else 1e-5
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     assert ("QGemm" in kernel_counts(model)) == integer
@@ -194,3 +195,16 @@ def test_integer_products_are_found_by_how_they_are_written() -> None:
     assert integer_products(onnx.load_from_string(model)) == ["/layer/Gemm"]
     _, model = run(nn.Linear(8, 4), layers.linear, np.zeros((2, 8), np.float32), 4)
     assert integer_products(onnx.load_from_string(model)) == []
+
+
+def test_four_bits_take_half_a_byte() -> None:
+    x = torch.randn(9, 15)
+    layer = quantized(nn.Linear(15, 7), FOUR_BITS, x)
+    _, model = run(layer, layers.linear, x.numpy(), 7)
+    [weight] = [
+        one for one in onnx.load_from_string(model).graph.initializer if "weight_int4" in one.name
+    ]
+    assert weight.data_type == onnx.TensorProto.INT4
+    assert len(weight.raw_data) == (7 * 15 + 1) // 2
+    stored = onnx.numpy_helper.to_array(weight).astype(np.int8)
+    np.testing.assert_array_equal(stored, layer.weight_int8.numpy())

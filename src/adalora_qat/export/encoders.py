@@ -90,8 +90,12 @@ class _Map:
             return self.value
         return g.transpose(g.reshape(self.value, (1, *self.size, self.width)), (0, 3, 1, 2))
 
-    def gelu(self, g: Graph) -> _Map:
-        """Apply GELU."""
+    def gelu(self, g: Graph, following: nn.Module | None = None) -> _Map:
+        """Apply GELU, in the form that the ``following`` convolution wants."""
+        # Right after a convolution, a change of form is part of leaving the blocked layout;
+        # any later, ONNX Runtime would make it a slow transposition of bytes.
+        if following is not None and is_integer_product(following):
+            return replace(self, value=g.gelu(self.as_rows(g)), planes=False)
         return replace(self, value=g.gelu(self.value))
 
     def add(self, g: Graph, other: _Map) -> _Map:
@@ -114,7 +118,8 @@ class _Map:
 def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
     x = _Map(image, (side, side), 3, planes=True)
     with g.scope("patch_embed"):
-        x = x.convolve(g, "seq.0.c", encoder.patch_embed).gelu(g)
+        x = x.convolve(g, "seq.0.c", encoder.patch_embed)
+        x = x.gelu(g, encoder.patch_embed.seq[2].c)
         x = x.convolve(g, "seq.2.c", encoder.patch_embed, GELU_FLOOR)
     for index, stage in enumerate(encoder.layers):
         with g.scope(f"layers.{index}"):
@@ -145,7 +150,7 @@ def _stage(g: Graph, stage: Stage, x: _Map) -> _Map:
 def _inverted(g: Graph, block: nn.Module, x: _Map) -> _Map:
     """Write conv1 → GELU → conv2 → GELU → conv3."""
     x = x.convolve(g, "conv1.c", block).gelu(g)
-    x = x.convolve(g, "conv2.c", block, GELU_FLOOR).gelu(g)
+    x = x.convolve(g, "conv2.c", block, GELU_FLOOR).gelu(g, block.conv3.c)
     return x.convolve(g, "conv3.c", block, GELU_FLOOR)
 
 

@@ -73,6 +73,16 @@ class Graph:
             raise ValueError(f"two different values for the initializer {full}")
         return full
 
+    def integers4(self, name: str, integers: Tensor) -> str:
+        """Store integers of −8 to 7 as INT4, two in a byte, the first one low."""
+        full = f"{self.path}.{name}".lstrip(".")
+        flat = integers.detach().cpu().numpy().astype(np.uint8).reshape(-1)
+        low, high = np.pad(flat, (0, len(flat) % 2)).reshape(-1, 2).T & 0xF
+        self._initializers[full] = helper.make_tensor(
+            full, TensorProto.INT4, tuple(integers.shape), (low | high << 4).tobytes(), raw=True
+        )
+        return full
+
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output and return the output's name."""
         base = "/".join(["", *self.path.split("."), operator]) if self.path else f"/{operator}"

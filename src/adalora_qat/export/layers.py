@@ -42,6 +42,7 @@ from adalora_qat.quantize.operators import operator_of
 GELU_FLOOR = -0.17
 _LARGEST = 127
 _MIDDLE = 128
+_HALF_BYTE = 4
 
 
 def is_integer(layer: nn.Module) -> bool:
@@ -168,15 +169,15 @@ def float_weight(g: Graph, layer: nn.Module) -> str:
     if _grouped(layer):
         matrix = _grouped_weight(g, layer, layer.weight_int8.flatten(1), scale)
         return g.reshape(matrix, layer.weight_int8.shape)
-    return stored_integers(
-        g, "weight", layer.weight_int8, broadcast_scale(scale, layer.weight_int8.shape, None, axis)
-    )
+    spread = broadcast_scale(scale, layer.weight_int8.shape, None, axis)
+    return stored_integers(g, "weight", layer.weight_int8, spread, _bits(layer))
 
 
-def stored_integers(g: Graph, name: str, integers: Tensor, scale: Tensor) -> str:
+def stored_integers(
+    g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None
+) -> str:
     """Return integers times a scale that broadcasts against them, as float32."""
-    kind = str(integers.dtype).removeprefix("torch.")
-    stored = g.node("Cast", g.constant(f"{name}_{kind}", integers), to=TensorProto.FLOAT)
+    stored = g.node("Cast", _stored(g, name, integers, bits), to=TensorProto.FLOAT)
     return g.multiply(stored, g.constant(f"{name}_scale", scale))
 
 
@@ -239,7 +240,7 @@ def _integer_operands(
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         raise TypeError(f"{g.path} is not an integer layer")
     scale = per_output(layer.weight_scale) if layer.weight_scale.ndim else layer.weight_scale
-    operands = [_operand(g, "weight", matrix, scale)]
+    operands = [_operand(g, "weight", matrix, scale, _bits(layer))]
     if layer.bias_int32 is not None:
         bias = per_output(layer.bias_int32)
         operands.append(_operand(g, "bias", bias, layer.input_scale * scale))
@@ -255,7 +256,7 @@ def _float_operands(
             weight = _grouped_weight(g, layer, matrix, per_output(scale))
         else:
             column = per_output(scale)[:, None] if scale.ndim else scale
-            weight = stored_integers(g, "weight", matrix, column)
+            weight = stored_integers(g, "weight", matrix, column, _bits(layer))
     else:
         bias: Tensor | None = layer.bias  # type: ignore[assignment,no-redef]
         weight = g.constant("weight", matrix)
@@ -267,15 +268,28 @@ def _grouped_weight(g: Graph, layer: QuantizedLayer, matrix: Tensor, scale: Tens
     (outputs, inputs), groups = matrix.shape, scale.shape[1]
     size = layer.numerics.weight.group_size or inputs if layer.numerics.weight else inputs
     padded = F.pad(matrix, (0, groups * size - inputs)).view(outputs, groups, size)
-    weight = stored_integers(g, "weight", padded, scale[:, :, None])
+    weight = stored_integers(g, "weight", padded, scale[:, :, None], _bits(layer))
     weight = g.reshape(weight, (outputs, groups * size))
     return weight if groups * size == inputs else g.slice(weight, 1, 0, inputs)
 
 
-def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor) -> str:
-    """Return integers behind a DequantizeLinear, as integer kernels take them."""
+def _stored(g: Graph, name: str, integers: Tensor, bits: int | None) -> str:
+    """Store integers in half a byte each where they fit, else in their own type."""
+    if bits is not None and bits <= _HALF_BYTE:
+        return g.integers4(f"{name}_int4", integers)
     kind = str(integers.dtype).removeprefix("torch.")
-    stored = g.constant(f"{name}_{kind}", integers)
+    return g.constant(f"{name}_{kind}", integers)
+
+
+def _bits(layer: QuantizedLayer) -> int | None:
+    return None if layer.numerics.weight is None else layer.numerics.weight.bits
+
+
+def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None) -> str:
+    """Return integers behind a DequantizeLinear, as integer kernels take them."""
+    stored = _stored(g, name, integers, bits)
+    if bits is not None and bits <= _HALF_BYTE:
+        stored = g.node("Cast", stored, to=TensorProto.INT8)
     factor = g.constant(f"{name}_scale", scale)
     zero = g.constant(f"{name}_zero_point", torch.zeros(scale.shape, dtype=integers.dtype))
     return g.node("DequantizeLinear", stored, factor, zero, axis=0)
