@@ -58,7 +58,12 @@ def main() -> None:
         command = [sys.executable, __file__, "--measure", str(count), "--jobs", str(given.jobs)]
         load = os.getloadavg()[0]
         done = subprocess.run(
-            [*command, "--work", str(given.work)], check=True, capture_output=True, text=True
+            [*command, "--work", str(given.work)],
+            check=True,
+            capture_output=True,
+            text=True,
+            # The search has its own threads; BLAS is not to add to them.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         rows.append(json.loads(done.stdout) | {"load_before": round(load, 2)})
         print(rows[-1], file=sys.stderr)

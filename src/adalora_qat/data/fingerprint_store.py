@@ -23,11 +23,14 @@ from adalora_qat.data.records import Record
 from adalora_qat.errors import UserError
 
 # Raised whenever a measurement changes, so that stored ones of older versions are not used.
-VERSION = 2
+VERSION = 3
 
-_TABLE = """CREATE TABLE IF NOT EXISTS fingerprint (
-    id TEXT PRIMARY KEY, stamp TEXT, facts TEXT, histogram BLOB, thumbnail BLOB, descriptor BLOB
-)"""
+# Thumbnails lie apart: they are most of the bytes, and only a few are ever asked for.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS fingerprint
+    (id TEXT PRIMARY KEY, stamp TEXT, facts TEXT, histogram BLOB, descriptor BLOB);
+CREATE TABLE IF NOT EXISTS thumbnail (id TEXT PRIMARY KEY, pixels BLOB);
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class FingerprintStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path)
-            self._database.execute(_TABLE)
+            self._database.executescript(_TABLES)
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"{path} cannot be used ({error}); delete it or choose another folder"
@@ -80,11 +83,18 @@ class FingerprintStore:
         UserError
             If the disk is full or another run holds the file.
         """
-        rows = [(found.record.id, stamps[found.record.id], *_pack(found)) for found in fingerprints]
+        facts, thumbnails = [], []
+        for found in fingerprints:
+            key = found.record.id
+            facts.append((key, stamps[key], *_pack(found)))
+            thumbnails.append((key, _compressed(found.thumbnail)))
         try:
             with self._database:
                 self._database.executemany(
-                    "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?, ?, ?)", rows
+                    "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?, ?)", facts
+                )
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO thumbnail VALUES (?, ?)", thumbnails
                 )
         except sqlite3.Error as error:
             raise UserError(
@@ -141,7 +151,7 @@ class FingerprintStore:
 
     def thumbnail(self, record_id: str) -> NDArray[np.uint8] | None:
         """Return a thumbnail (S, S), or None of an image that could not be read."""
-        query = "SELECT thumbnail FROM fingerprint WHERE id = ?"
+        query = "SELECT pixels FROM thumbnail WHERE id = ?"
         row = self._database.execute(query, (record_id,)).fetchone()
         if row is None or row[0] is None:
             return None
@@ -166,7 +176,7 @@ def stamp(record: Record, measuring: Measuring) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _pack(found: Fingerprint) -> tuple[str, bytes | None, bytes | None, bytes | None]:
+def _pack(found: Fingerprint) -> tuple[str, bytes | None, bytes | None]:
     record = found.record
     facts = {
         "findings": [[finding.code, finding.reason] for finding in found.findings],
@@ -177,13 +187,15 @@ def _pack(found: Fingerprint) -> tuple[str, bytes | None, bytes | None, bytes | 
         "image": str(record.image),
         "masks": {kind: str(path) for kind, path in record.masks.items()},
     }
-    small = None if found.thumbnail is None else zlib.compress(found.thumbnail.tobytes(), 1)
     return (
         json.dumps(facts),
         None if found.histogram is None else found.histogram.tobytes(),
-        small,
         None if found.descriptor is None else found.descriptor.tobytes(),
     )
+
+
+def _compressed(thumbnail: NDArray[np.uint8] | None) -> bytes | None:
+    return None if thumbnail is None else zlib.compress(thumbnail.tobytes(), 1)
 
 
 def _unpack(record: Record, facts: Mapping[str, Any]) -> Facts:
