@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -23,6 +24,7 @@ def embeddings(segmenter: Segmenter, image: np.ndarray) -> tuple[np.ndarray, lis
     out = encode(g, segmenter, g.input("image", (1, 3, side, side)))
     g.output(out, "embeddings", ("pixels", "width"))
     model = g.model({})
+    onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     nodes = [node.name for node in model.graph.node]
     return session.run(None, {"image": image})[0], nodes
@@ -48,6 +50,25 @@ def test_the_graph_computes_the_encoder(
     assert close.all() if exact else close.mean() > 0.9
     assert np.abs(found - expected).max() < 0.3 * np.abs(expected).std() + 1e-4
     assert all(name.startswith("/image_encoder/") for name in nodes[:-1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_attention_by_rows_is_attention(
+    rows: int,
+    converted: Callable[[str, str], Segmenter],
+    some_cases: Callable[[int], list],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("adalora_qat.export.encoders._MANY_TOKENS", 10)
+    monkeypatch.setattr("adalora_qat.export.encoders._ROWS_AT_A_TIME", rows)
+    segmenter = converted("tiny-vit-test", "none")
+    assert segmenter.image_encoder.layers[1].window_size == 0  # over the whole map: 64 tokens
+    image = some_cases(1)[0].image[None]
+    with torch.inference_mode():
+        expected = segmenter.encode(torch.from_numpy(image))[0].flatten(1).T.numpy()
+    found, nodes = embeddings(segmenter, image)
+    assert sum(node.endswith("Scan") for node in nodes) == 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_every_integer_layer_is_in_the_graph(

@@ -16,6 +16,7 @@ N = n² tokens of a window, W windows, E side of the embeddings.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from adalora_qat.export.graph import RUNTIME_DOMAIN, Graph
+from adalora_qat.export.graph import Graph
 from adalora_qat.export.layers import (
     GELU_FLOOR,
     convolve,
@@ -44,8 +45,11 @@ from adalora_qat.quantize.operators import operator_of
 
 Size = tuple[int, int]
 
-# Above this many tokens, the scores of all pairs are not kept in memory at once.
+# Above this many tokens, the scores of all pairs are not kept in memory at once, but those of
+# a few rows of queries (fastest for 64 × 64 tokens: 4 of 1, 2, 4, 8, 16).
 _MANY_TOKENS = 1024
+_ROWS_AT_A_TIME = 4
+_TABLES = ("rel_pos_h", "rel_pos_w")
 
 
 def encode(g: Graph, segmenter: Segmenter, image: str) -> str:
@@ -301,22 +305,56 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
             cells = _cut(g, quantize(g, module.qkv, normed), size, side, dim, blank)
             rows = torch.arange(3 * dim).view(3, dim)
             query, key, value = _query_key_value(g, module.qkv, cells, rows, side)
-        if module.use_rel_pos:
-            windows = math.prod(-(-length // side) for length in size)
-            query, key = _with_positions(g, (query, key), module, windows, side, dim)
-        scale = (dim // heads) ** -0.5
-        if side * side > _MANY_TOKENS:
-            attended = _tiled_attention(g, query, key, value, heads, scale)
+        parts = (query, key, value)
+        if module.use_rel_pos and side * side > _MANY_TOKENS:
+            attended = _attention_by_rows(g, parts, module, side, dim)
         else:
-            attended = attention(g, query, key, value, heads, scale)
+            if module.use_rel_pos:
+                windows = math.prod(-(-length // side) for length in size)
+                parts = (*_with_positions(g, (query, key), module, windows, side, dim), value)
+            attended = attention(g, *parts, heads, (dim // heads) ** -0.5)
         return _project(g, module.proj, "proj", attended, size, side, dim)
 
 
-def _tiled_attention(g: Graph, query: str, key: str, value: str, heads: int, scale: float) -> str:
-    """Attend without keeping the scores of all pairs: ONNX Runtime's own operator does."""
-    return g.node(
-        "MultiHeadAttention", query, key, value, domain=RUNTIME_DOMAIN, num_heads=heads, scale=scale
+def _attention_by_rows(
+    g: Graph, parts: tuple[str, str, str], module: nn.Module, side: int, dim: int
+) -> str:
+    """Attend over the whole map, (1, N, D) each, some rows of queries at a time: (1, N, D).
+
+    The scores of all pairs of tokens, and their relative positions, would take most of the
+    memory of the network; those of a few rows stay in the cache.
+    """
+    heads, tokens = module.num_attention_heads, side * side
+    depth, rows = dim // heads, math.gcd(side, _ROWS_AT_A_TIME)
+    steps, queries = side // rows, rows * side
+    query = parts[0]
+    key, value = (
+        g.transpose(g.reshape(part, (1, tokens, heads, depth)), (0, 2, 1, 3)) for part in parts[1:]
     )
+    # What a query adds to the score of every key in a row, and in a column, of the map.
+    tables = [_offset_table(g, name, getattr(module, name), side) for name in _TABLES]
+    by_column = g.matmul(g.reshape(query, (side, side, heads, depth)), tables[1])
+    by_column = g.reshape(by_column, (steps, queries, heads, side))
+    by_column = g.transpose(by_column, (0, 2, 1, 3))
+    query = g.transpose(g.reshape(query, (steps, queries, heads, depth)), (0, 2, 1, 3))
+    grid = g.reshape(query, (steps, heads, rows, side, depth))
+    by_row = g.matmul(grid, g.reshape(tables[0], (steps, 1, rows, depth, side)))
+    by_row = g.reshape(by_row, (steps, heads, queries, side))
+
+    def body(names: Sequence[str]) -> str:
+        some, vertical, horizontal = names
+        bias = g.add(
+            g.reshape(vertical, (heads, queries, side, 1)),
+            g.reshape(horizontal, (heads, queries, 1, side)),
+        )
+        bias = g.reshape(bias, (1, heads, queries, tokens))
+        some = g.reshape(some, (1, heads, queries, depth))
+        out = g.node("Attention", some, key, value, bias, scale=depth**-0.5)
+        return g.reshape(out, (heads, queries, depth))
+
+    slices = [(heads, queries, size) for size in (depth, side, side, depth)]
+    attended = g.scan([query, by_row, by_column], slices, body)
+    return g.reshape(g.transpose(attended, (0, 2, 1, 3)), (1, tokens, dim))
 
 
 def _with_positions(
@@ -333,9 +371,9 @@ def _with_positions(
     """
     (query, key), heads, tokens = pair, module.num_attention_heads, side * side
     depth = dim // heads
+    # 1/s goes into the tables.
     rows, columns = (
-        _offset_table(g, name, getattr(module, name), side, depth)
-        for name in ("rel_pos_h", "rel_pos_w")
+        _offset_table(g, name, getattr(module, name), side, depth**0.5) for name in _TABLES
     )
     by_row = g.matmul(g.reshape(query, (-1, side, side * heads, depth)), rows)
     by_column = g.matmul(g.reshape(query, (-1, side, side, heads, depth)), columns)
@@ -354,11 +392,11 @@ def _with_positions(
     return g.reshape(wide_query, shape), g.reshape(wide_key, shape)
 
 
-def _offset_table(g: Graph, name: str, table: Tensor, side: int, depth: int) -> str:
-    """Write the embedding of each offset over s, from (2n − 1, d): (n query, d, n key)."""
+def _offset_table(g: Graph, name: str, table: Tensor, side: int, factor: float = 1.0) -> str:
+    """Write the embedding of each offset times ``factor``, (2n − 1, d) → (n query, d, n key)."""
     # transformers resizes a table of another length.
     resized = F.interpolate(table.detach().T[None], size=2 * side - 1, mode="linear")[0].T
-    stored = g.constant(name, resized * depth**0.5)
+    stored = g.constant(name, resized * factor)
     steps = np.arange(side)
     offsets = g.gather(stored, steps[:, None] - steps + (side - 1), axis=0)
     return g.transpose(offsets, (0, 2, 1))

@@ -7,7 +7,7 @@ Values are their names. A node in the scope ``mask_decoder.upscale_conv1`` is ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-# The first opset with Attention; ONNX Runtime's own operators for what it lacks.
+# The first opset with Attention.
 OPSET = 23
 IR_VERSION = 11
-RUNTIME_DOMAIN = "com.microsoft"
 
 Shape = Sequence[int | str]
 
@@ -83,29 +82,49 @@ class Graph:
         )
         return full
 
-    def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output and return the output's name."""
         base = "/".join(["", *self.path.split("."), operator]) if self.path else f"/{operator}"
         count = self._taken.get(base, 0)
         self._taken[base] = count + 1
         name = base if not count else f"{base}_{count}"
         self._nodes.append(
-            helper.make_node(
-                operator, inputs, [f"{name}_output"], name=name, domain=domain, **attributes
-            )
+            helper.make_node(operator, inputs, [f"{name}_output"], name=name, **attributes)
         )
         return f"{name}_output"
+
+    def scan(
+        self,
+        values: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        body: Callable[[Sequence[str]], str],
+    ) -> str:
+        """Apply ``body`` to the slices of ``values`` along their first axis, and stack.
+
+        ``shapes`` are those of a slice of each value, and last of the body's result.
+        """
+        outer, self._nodes = self._nodes, []
+        with self.scope("slice"):
+            names = [f"{self.path}.input_{index}" for index in range(len(values))]
+            result = body(names)
+            declared = [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in zip([*names, result], shapes, strict=True)
+            ]
+            graph = helper.make_graph(self._nodes, self.path, declared[:-1], declared[-1:])
+        self._nodes = outer
+        return self.node("Scan", *values, num_scan_inputs=len(values), body=graph)
 
     def model(self, props: Mapping[str, str]) -> onnx.ModelProto:
         """Return the finished model with its metadata."""
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
         )
-        domains = {node.domain for node in self._nodes}
-        opsets = [helper.make_opsetid("", OPSET)]
-        opsets += [helper.make_opsetid(domain, 1) for domain in sorted(domains - {""})]
         model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adalora-qat"
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="adalora-qat",
         )
         helper.set_model_props(model, dict(props))
         return model
