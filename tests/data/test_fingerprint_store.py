@@ -108,3 +108,13 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no other prepare"):
             store.add(found, {"s/1": "x"})
         other.close()
+
+
+def test_what_an_older_version_kept_is_forgotten(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "store.sqlite")
+    old.executescript("CREATE TABLE fingerprint (id TEXT, other TEXT); PRAGMA user_version = 1")
+    old.close()
+    with FingerprintStore(tmp_path / "store.sqlite") as store:
+        store.add([fingerprint(record(tmp_path, 1), Measuring(tmp_path))], {"s/1": "x"})
+    with FingerprintStore(tmp_path / "store.sqlite") as store:
+        assert store.current({"s/1": "x"}, tmp_path / "out") == {"s/1"}

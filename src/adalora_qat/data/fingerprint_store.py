@@ -22,7 +22,7 @@ from adalora_qat.data.quality import Finding
 from adalora_qat.data.records import Record
 from adalora_qat.errors import UserError
 
-# Raised whenever a measurement changes, so that stored ones of older versions are not used.
+# Raised whenever a measurement or a table changes: what an older version kept is forgotten.
 VERSION = 3
 
 # Thumbnails lie apart: they are most of the bytes, and only a few are ever asked for.
@@ -58,11 +58,20 @@ class FingerprintStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path)
+            self._forget_other_versions()
             self._database.executescript(_TABLES)
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"{path} cannot be used ({error}); delete it or choose another folder"
             ) from error
+
+    def _forget_other_versions(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            self._database.executescript(
+                "DROP TABLE IF EXISTS fingerprint; DROP TABLE IF EXISTS thumbnail;"
+                f"PRAGMA user_version = {VERSION}"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +173,7 @@ class FingerprintStore:
 
 def stamp(record: Record, measuring: Measuring) -> str:
     """Return a hash that changes with the record's files (paths, sizes, times) or the limits."""
-    parts: list[Any] = [VERSION, record.spacing_mm, record.patient, str(measuring.folder)]
+    parts: list[Any] = [record.spacing_mm, record.patient, str(measuring.folder)]
     parts += [measuring.limits.model_dump_json(), measuring.salt]
     parts += [sorted(record.codes.items())] if isinstance(record, EncodedRecord) else []
     for path in (record.image, *(record.masks[kind] for kind in sorted(record.masks))):
