@@ -80,6 +80,9 @@ class AugmentConfig(Section):
     noise: Fraction = 0.02
     """Standard deviation of Gaussian noise on a 0–1 image."""
     blur_px: Annotated[float, Field(ge=0)] = 0.0
+    opacity: Fraction = 0.0
+    """Probability of painting opacities into the masks: see ``data.opacity``. Only sensible
+    for organs whose truth includes diseased parts, as lung masks do."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip. Off by default: hearts are on the left, and a
     flipped chest is a different finding (situs inversus), not a nuisance."""
@@ -194,6 +197,8 @@ class Stage1Config(Section):
     lr_decay: Literal["none", "cosine"] = "none"
     patience: Count | None = None
     """Stop after this many epochs without a better validation Dice; None never stops."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential average of the weights, which is then validated and kept."""
 
 
 class QuantizeConfig(Section):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.config import AugmentConfig
+from adalora_qat.data.opacity import opacified
 
 Unit = NDArray[np.float32]
 Masks = NDArray[np.bool_]
@@ -23,7 +24,7 @@ Masks = NDArray[np.bool_]
 def augment(
     unit: Unit, masks: Masks, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Unit, Masks]:
-    """Move image and masks as one, then change the tones of the image.
+    """Move image and masks as one, paint opacities, then change the tones of the image.
 
     Parameters
     ----------
@@ -42,6 +43,7 @@ def augment(
     moved = moved_masks(masks, matrix)
     if moved.any(axis=(1, 2)).all():
         unit, masks = _moved(unit, matrix), moved
+    unit = opacified(unit, np.logical_or.reduce(masks), config.opacity, rng)
     return _toned(unit, config, rng), masks
 
 

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
-from adalora_qat.data.dataset import SegmentationDataset, collate
+from adalora_qat.data.dataset import Sample, SegmentationDataset, collate
 from adalora_qat.train.features import Features
 from adalora_qat.train.sampling import MicroBatch
 
+# Batches made while the device is busy with another.
+_AHEAD = 3
+
 
 class Feed:
-    """A data set as the objective wants it."""
+    """A data set as the objective wants it, made ahead by threads.
 
-    def __init__(self, dataset: SegmentationDataset, features: Features | None = None) -> None:
+    Threads rather than processes: OpenCV and NumPy let go of the interpreter's lock, a sample
+    depends on seed, epoch and index alone, and nothing has to be copied between processes.
+    """
+
+    def __init__(
+        self, dataset: SegmentationDataset, features: Features | None = None, workers: int = 2
+    ) -> None:
         self.dataset = dataset
         self.features = features
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="feed")
+        self._rest: Iterator[MicroBatch] = iter(())
+        self._ahead: deque[tuple[MicroBatch, Iterator[Sample]]] = deque()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the prompts and augmentation of this epoch."""
+    def begin(self, epoch: int, micros: Iterable[MicroBatch]) -> None:
+        """Draw the prompts and augmentation of this epoch, and start on its batches."""
+        for _, samples in self._ahead:
+            deque(samples, maxlen=0)  # none may still be at work when the epoch changes
+        self._ahead.clear()
         self.dataset.set_epoch(epoch)
+        self._rest = iter(micros)
+        for _ in range(_AHEAD):
+            self._submit()
 
     def batch(self, micro: MicroBatch, device: torch.device) -> tuple[dict[str, Tensor], list[str]]:
         """Return the tensors of ``Objective.forward`` and the names of the samples."""
-        batch = collate([self.dataset[index] for index in micro.indices])
+        if self._ahead and self._ahead[0][0] == micro:
+            samples = self._ahead.popleft()[1]
+            self._submit()
+        else:
+            samples = self._made(micro)
+        batch = collate(list(samples))
         inputs = batch.images if self.features is None else self.features.take(micro.indices)
         tensors = {
             "inputs": inputs,
@@ -37,3 +64,11 @@ class Feed:
         }
         moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
         return moved, list(batch.ids)
+
+    def _submit(self) -> None:
+        micro = next(self._rest, None)
+        if micro is not None:
+            self._ahead.append((micro, self._made(micro)))
+
+    def _made(self, micro: MicroBatch) -> Iterator[Sample]:
+        return self._pool.map(self.dataset.__getitem__, micro.indices)

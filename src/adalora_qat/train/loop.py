@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from adalora_qat.checkpoint import (
     save_checkpoint,
 )
 from adalora_qat.errors import CheckpointError, TrainingError
+from adalora_qat.train.average import Average
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.objective import Losses, Objective
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
@@ -58,6 +60,8 @@ class FitSettings:
     warmup_steps: int = 0
     cosine: bool = False
     patience: int | None = None
+    ema: float | None = None
+    """Decay of the average of the weights that is validated and kept; None keeps the last."""
     pruning: Mapping[int, int] = field(default_factory=dict)
     """Epoch (1-based) → average rank, applied at its end."""
     checkpoint_seconds: float = 60.0
@@ -70,6 +74,7 @@ class FitState:
     epoch: int = 1
     step_in_epoch: int = 0
     step: int = 0
+    averaged: int = 0
     skipped: int = 0
     best_dice: float = -math.inf
     best_epoch: int = 0
@@ -102,6 +107,7 @@ class Loop:
         self.raw_optimizer = optimizer
         self.objective: nn.Module = accelerator.prepare_model(objective)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.state = FitState()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
@@ -110,9 +116,9 @@ class Loop:
     def fit(self) -> FitState:
         """Run every epoch that is left; return the state at the end."""
         while self.state.epoch <= self.settings.epochs:
-            plan = self._plan(self.state.epoch)
-            self.train.set_epoch(self.state.epoch)
-            for micros in plan[self.state.step_in_epoch :]:
+            steps = self._plan(self.state.epoch)[self.state.step_in_epoch :]
+            self.train.begin(self.state.epoch, chain.from_iterable(steps))
+            for micros in steps:
                 losses = self.optimizer_step(micros)
                 self._record(losses)
                 self._checkpoint_now_and_then()
@@ -143,6 +149,8 @@ class Loop:
                 nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
         self.optimizer.step()
         after_step(self.adapters, self.raw_optimizer)
+        if self.average is not None:
+            self.average.update(self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
         return Losses(*summed.unbind())
 
@@ -237,9 +245,12 @@ class Loop:
                 self.parameters = trainable(self.plain.segmenter)
                 # A DDP wrapper holds buffers of the old shapes.
                 self.objective = self.accelerator.prepare_model(self.plain)
-        dice = self.validate()
+            if self.average is not None:
+                self.average.restart(self.parameters)
+        with self._averaged():
+            dice = self.validate()
+            self._keep_best(dice)
         self.state.epochs.append({"epoch": epoch, "step": self.state.step, "val_dice": dice})
-        self._keep_best(dice)
         self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
         self.save()
 
@@ -256,9 +267,13 @@ class Loop:
             return False
         return self.state.epoch - 1 - self.state.best_epoch >= self.settings.patience
 
+    def _averaged(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.average is None else self.average.in_place_of(self.parameters)
+
     @torch.no_grad()
     def _take_best(self) -> None:
-        for name, tensor in self.best.items():
+        average = {} if self.average is None else self.average.tensors
+        for name, tensor in (self.best or average).items():
             self.parameters[name].copy_(tensor)
 
     # -- on disk ---------------------------------------------------------------------------
@@ -275,6 +290,9 @@ class Loop:
             tensors |= {f"mask.{name}": a.mask for name, a in self.adapters.items()}
             tensors |= {f"budget.{k}": t for k, t in self.budget.state_dict().items()}
             tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+            if self.average is not None:
+                self.state.averaged = self.average.steps
+                tensors |= {f"average.{n}": tensor for n, tensor in self.average.tensors.items()}
             tensors |= optimizer_tensors(self.raw_optimizer, self.parameters)
             state = {
                 **vars(self.state),
@@ -319,6 +337,10 @@ class Loop:
         own = {key: state[key] for key in vars(FitState())}
         own["best_dice"] = -math.inf if own["best_dice"] is None else own["best_dice"]
         self.state = FitState(**own)
+        if self.average is not None:
+            self.average.steps = self.state.averaged
+            for name, tensor in self.average.tensors.items():
+                tensor.copy_(tensors[f"average.{name}"])
         return True
 
 

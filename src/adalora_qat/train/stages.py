@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Resources:
     cpu : stay on the CPU even where there is a GPU.
     feature_bytes : memory that kept features of frozen prefixes may take.
     cache : where decoded images are kept; a folder of the run if None.
-    workers : threads that decode images.
+    workers : threads that decode images and make samples.
     checkpoint_seconds : time between checkpoints inside an epoch.
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
@@ -66,7 +67,7 @@ class Resources:
     cpu: bool = False
     feature_bytes: int = 8 * 2**30
     cache: Path | None = None
-    workers: int = 2
+    workers: int = field(default_factory=lambda: min(16, os.cpu_count() or 1))
     checkpoint_seconds: float = 60.0
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
@@ -119,6 +120,7 @@ class Training:
             warmup_steps=config.stage1.warmup_steps,
             cosine=config.stage1.lr_decay == "cosine",
             patience=config.stage1.patience,
+            ema=config.stage1.ema,
             pruning=config.adapt.pruning_at(config.stage1.epochs)
             if config.stage1.encoder == "adapters"
             else {},
@@ -209,8 +211,8 @@ class Training:
             objective,
             torch.optim.AdamW(groups),
             self.accelerator,
-            Feed(train, self._features(objective, train)),
-            Feed(val, self._features(objective, val)),
+            Feed(train, self._features(objective, train), self.resources.workers),
+            Feed(val, self._features(objective, val), self.resources.workers),
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
