@@ -1,0 +1,5 @@
+"""``python -m adalora_qat.cli``."""
+
+from adalora_qat.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""The application, its consoles, and the options and printing that commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from adalora_qat import __version__
+from adalora_qat.errors import DataError
+
+app = typer.Typer(
+    help="Compact, trustworthy medical segmentation: AdaLoRA, quantization-aware fine-tuning, "
+    "real INT8. Research software, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Results go to stdout, everything else to stderr, so that --json can be piped.
+out_console, err_console = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to; made if it is not there.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Parallel workers.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU even where there is a GPU.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Carry the options that belong to no command."""
+    if show:
+        print(__version__)  # noqa: T201
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+
+
+def named_paths(given: Sequence[str]) -> dict[str, Path]:
+    """Read ``NAME=PATH`` arguments, several in one by spaces too."""
+    pairs = {}
+    for item in (part for each in given for part in each.split()):
+        name, separator, path = item.partition("=")
+        if not separator or not name or not path:
+            raise DataError(f"{item!r} must have the form NAME=PATH, as in jsrt=data/jsrt")
+        pairs[name] = Path(path)
+    return pairs
+
+
+def predictor_of(model: Path, *, cpu: bool) -> Any:
+    """Load what a user calls a model: an ONNX file, a stage's file or a run folder."""
+    if model.suffix == ".onnx":
+        from adalora_qat.export.runtime import OnnxPredictor
+
+        return OnnxPredictor(model)
+
+    from adalora_qat.demo import stage_predictor
+
+    return stage_predictor(model, cpu=cpu)
+
+
+def print_rows(summary: Mapping[str, Any]) -> None:
+    """Print the rows of a summary as a table."""
+    table = Table("model", "Dice", "± sd", "IoU", "n")
+    for row in summary["rows"]:
+        table.add_row(
+            row["name"],
+            f"{row['dice_mean']:.4f}",
+            f"{row['dice_std']:.4f}",
+            f"{row['iou_mean']:.4f}",
+            str(row["n"]),
+        )
+    out_console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print an answer for a program to read."""
+    print(json.dumps(value, default=str))  # noqa: T201
+
+
+def labelled_records(manifest: Any, split: str, targets: Sequence[str]) -> list[Any]:
+    """Return the records of a split that have a mask for every target."""
+    from adalora_qat.data.splits import records_of
+
+    records = records_of(manifest, split)
+    return [record for record in records if all(map(record.mask_parts, targets))]

@@ -1,0 +1,137 @@
+"""Commands that train, and what can be counted before: ``demo``, ``train``, ``params``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from adalora_qat.cli.app import (
+    Cpu,
+    Json,
+    Out,
+    app,
+    labelled_records,
+    named_paths,
+    out_console,
+    print_json,
+    print_rows,
+)
+from adalora_qat.cli.watch import watching
+from adalora_qat.config import load_config
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Real data sets as NAME=PATH (repeat, or several in one, by spaces) instead of "
+            "phantoms, with the recipe litemedsam."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 40,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    cpu: Cpu = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value over the recipe.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole method: zero-shot, decoder fine-tuning, stage 1, PTQ, stage 2, INT8."""
+    from adalora_qat.demo import run_demo
+
+    # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
+    extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
+    sources = named_paths([*(data or []), *(extra if data else [])])
+    changes = [each for each in overrides or [] if not (data and each in extra)]
+    with watching() as watch:
+        summary = run_demo(
+            out, sources=sources, count=count, seed=seed, overrides=changes, cpu=cpu, watch=watch
+        )
+    if as_json:
+        print(json.dumps(summary))  # noqa: T201
+        return
+    print_rows(summary)
+    out_console.print(f"\nEverything is in {out}: open {out / 'report.html'}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value over the recipe.")
+    ] = None,
+    data: Annotated[
+        Path, typer.Option("--data", help="A manifest, or the folder that prepare wrote.")
+    ] = Path("data"),
+    out: Out = Path("runs/run"),
+    stage: Annotated[
+        int | None, typer.Option(min=1, max=2, help="Only this stage; both by default.")
+    ] = None,
+    cpu: Cpu = False,
+) -> None:
+    """Train both stages; the same command continues an interrupted run."""
+    from adalora_qat.checkpoint import RunFolder
+    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.train.stages import Resources, Training
+
+    config = load_config(recipe, overrides or [])
+    manifest = read_manifest(data)
+    run = RunFolder.create(out, config)
+    with watching() as watch:
+        training = Training(
+            run,
+            labelled_records(manifest, "train", config.data.prompt.targets),
+            labelled_records(manifest, "val", config.data.prompt.targets),
+            Resources(cpu=cpu, on_step=watch.on_step, progress=watch.progress),
+        )
+        if stage in (None, 1):
+            training.stage1()
+        if stage in (None, 2):
+            training.quantize()
+            training.stage2()
+    out_console.print(f"finished: {out}")
+
+
+@app.command()
+def params(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value over the recipe.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Also list what this policy gives each layer.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters from the model itself: total, trainable, by part, bytes."""
+    from adalora_qat.train.parameters import count_parameters, layer_numerics
+
+    counts = count_parameters(load_config(recipe, overrides or []))
+    layers = layer_numerics(load_config(recipe, overrides or []), policy) if policy else []
+    if as_json:
+        print_json({**counts, "layers": layers} if policy else counts)
+        return
+    table = Table("", "parameters", "trainable at start", "after pruning")
+    for part, row in counts["parts"].items():
+        table.add_row(part, *(f"{row[key]:,}" for key in ("total", "start", "pruned")))
+    total = counts["total"]
+    table.add_row("all", *(f"{total[key]:,}" for key in ("total", "start", "pruned")))
+    out_console.print(table)
+    out_console.print(
+        f"trainable {total['start'] / total['total']:.1%} at start, "
+        f"{total['pruned'] / total['total']:.1%} after pruning: "
+        f"{total['total'] / max(1, total['pruned']):.1f}× fewer than the whole model"
+    )
+    for note in counts["notes"]:
+        out_console.print(f"· {note}")
+    if layers:
+        listing = Table("layer", "kind", "parameters", "numerics", title=f"policy {policy}")
+        for row in layers:
+            listing.add_row(row["name"], row["kind"], f"{row['parameters']:,}", row["numerics"])
+        out_console.print(listing)

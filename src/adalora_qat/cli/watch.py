@@ -1,0 +1,60 @@
+"""Progress bars: for training steps, and for other long work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adalora_qat.cli.app import err_console
+
+if TYPE_CHECKING:
+    from adalora_qat.train.loop import StepReport
+
+
+class Watch:
+    """Progress bars for training steps and for other long work."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def on_step(self, report: StepReport) -> None:
+        """Show a training step: stage, epoch, loss, validation Dice."""
+        dice = "" if report.val_dice is None else f" · val Dice {report.val_dice:.4f}"
+        text = f"epoch {report.epoch}/{report.epochs} · loss {report.loss:.4f}{dice}"
+        self._show(report.stage, report.step, report.steps, text)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Show other work: done of total."""
+        self._show("work", done, total, what)
+
+    def phase(self, name: str) -> None:
+        """Begin a phase: bars of the one before stay, finished."""
+        self._tasks.pop("work", None)
+        self._bars.console.print(f"[bold]{name}[/]")
+
+    def _show(self, key: str, done: int, total: int, text: str) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task("" if key == "work" else key, text="")
+        self._bars.update(self._tasks[key], completed=done, total=total, text=text)
+        if done >= total:
+            self._bars.stop_task(self._tasks.pop(key))
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Show progress bars inside the context, on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=err_console) as bars:
+        yield Watch(bars)
