@@ -58,7 +58,8 @@ class Resources:
     cpu : stay on the CPU even where there is a GPU.
     feature_bytes : memory that kept features of frozen prefixes may take.
     cache : where decoded images are kept; a folder of the run if None.
-    workers : threads that decode images and make samples.
+    workers : threads that decode images and make samples; more than four mostly wait for one
+        another, and for the thread that feeds the device.
     checkpoint_seconds : time between checkpoints inside an epoch.
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
@@ -67,7 +68,7 @@ class Resources:
     cpu: bool = False
     feature_bytes: int = 8 * 2**30
     cache: Path | None = None
-    workers: int = field(default_factory=lambda: min(16, os.cpu_count() or 1))
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     checkpoint_seconds: float = 60.0
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
