@@ -24,9 +24,11 @@ from adalora_qat.data.prepare import prepare
 from adalora_qat.data.records import Record
 from adalora_qat.data.splits import read_manifest, records_of
 from adalora_qat.evaluate.cases import evaluate_cases
+from adalora_qat.evaluate.figures import ranks_by_layer
 from adalora_qat.evaluate.mask_files import mask_path
 from adalora_qat.evaluate.report import Case, write_report
-from adalora_qat.evaluate.run_report import run_content
+from adalora_qat.evaluate.run_report import rank_history, run_content
+from adalora_qat.evaluate.style import save_figure
 from adalora_qat.export.bench import compare_speed
 from adalora_qat.export.run import export_stage
 from adalora_qat.export.runtime import OnnxPredictor
@@ -34,8 +36,8 @@ from adalora_qat.files import write_json
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
 from adalora_qat.predictor import Predictor
-from adalora_qat.train.loop import StepReport
 from adalora_qat.train.stages import Resources, Training
+from adalora_qat.train.state import StepReport
 
 TARGET = "lung"
 # Few phantoms make small parts: a quarter for the test, so that its mean means something.
@@ -117,6 +119,7 @@ def run_demo(
     training = Training(run, records["train"], records["val"], resources)
     with clock.phase("stage1"):
         training.stage1()
+        draw_ranks(run.path)
     with clock.phase("ptq"):
         training.quantize()
     with clock.phase("stage2"):
@@ -231,6 +234,17 @@ def ranks_of(run: RunFolder) -> dict[str, Any]:
     """Return the ranks by layer before the first and after the last pruning."""
     events = json.loads((run.stage("stage1") / "ranks.json").read_text("utf-8"))
     return {"before": events[0]["ranks_before"], "after": events[-1]["ranks"]} if events else {}
+
+
+def draw_ranks(run: Path) -> list[Path]:
+    """Draw ``stage1/ranks.png`` (and .svg, .pdf): ranks by layer and pruning.
+
+    Returns
+    -------
+    The files; none where nothing was pruned (LoRA, a frozen encoder).
+    """
+    ranks = rank_history(run)
+    return [] if ranks.empty else save_figure(ranks_by_layer(ranks), run / "stage1" / "ranks")
 
 
 def _report(

@@ -200,3 +200,14 @@ def test_state_dict_reloads_exactly() -> None:
 def test_rank_beyond_the_layer_is_refused(rank: int) -> None:
     with pytest.raises(ConfigError, match="between 0 and 6"):
         layer(rank=rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_rebuilt_adapter_lies_in_memory_as_a_pruned_one(rank: int) -> None:
+    # Matrix products round by layout: a run resumed after a pruning is to end the same.
+    pruned = SVDLinear.from_linear(nn.Linear(8, 24), 6)
+    pruned.mask[rank:] = False
+    pruned.compact()
+    rebuilt = SVDLinear.from_linear(nn.Linear(8, 24), rank)
+    for leaf in ("P", "Q", "lam"):
+        assert getattr(rebuilt, leaf).stride() == getattr(pruned, leaf).stride()

@@ -19,7 +19,8 @@ from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
 from adalora_qat.data.records import Record
 from adalora_qat.errors import CheckpointError, DataError, TrainingError
-from adalora_qat.train.stages import Resources, Training, choose_trainable_stage1
+from adalora_qat.train.selection import choose_trainable_stage1
+from adalora_qat.train.stages import Resources, Training
 
 Tiny = Callable[..., RunConfig]
 

@@ -63,9 +63,7 @@ class SVDLinear(nn.Module):
             self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         like = self.weight
         self.P = nn.Parameter(_orthonormal(self.out_features, rank, generator).to(like))
-        self.Q = nn.Parameter(
-            _orthonormal(self.in_features, rank, generator).to(like).T.contiguous()
-        )
+        self.Q = nn.Parameter(_rows(_orthonormal(self.in_features, rank, generator).to(like).T))
         self.lam = nn.Parameter(torch.zeros(rank, device=like.device))
         self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=like.device))
         self.register_buffer("scaling", torch.tensor(float(scaling), device=like.device))
@@ -193,9 +191,14 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> 
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
     basis, triangle = torch.linalg.qr(gaussian)
     signed: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return _rows(signed)
+
+
+def _rows(matrix: Tensor) -> Tensor:
     # LAPACK's columns lie one after another; a matrix product rounds by layout, and an adapter
-    # rebuilt from a checkpoint is to compute as the pruned one did, to the bit.
-    return signed.contiguous()
+    # rebuilt from a checkpoint is to compute as the pruned one did, to the bit. ``contiguous``
+    # would leave the strides of a single row or column as they are.
+    return matrix.clone(memory_format=torch.contiguous_format)
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -1,8 +1,9 @@
-"""Commands that train, and what can be counted before: ``demo``, ``train``, ``params``."""
+"""Commands that train, and what comes before: ``demo``, ``train``, ``convert``, ``params``."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,14 @@ from adalora_qat.cli.app import (
 )
 from adalora_qat.cli.watch import watching
 from adalora_qat.config import load_config
+from adalora_qat.errors import CheckpointError
+
+
+class Tracked(StrEnum):
+    """What ``train`` can tell the losses to."""
+
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
 
 
 @app.command()
@@ -73,29 +82,72 @@ def train(
     stage: Annotated[
         int | None, typer.Option(min=1, max=2, help="Only this stage; both by default.")
     ] = None,
+    track: Annotated[
+        list[Tracked] | None,
+        typer.Option(help="Also tell the losses to this tracker; repeat for several."),
+    ] = None,
     cpu: Cpu = False,
 ) -> None:
-    """Train both stages; the same command continues an interrupted run."""
+    """Train both stages; the same command continues an interrupted run.
+
+    On several GPUs or machines, start it with torchrun or accelerate launch.
+    """
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.data.splits import read_manifest
+    from adalora_qat.demo import draw_ranks
+    from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
 
     config = load_config(recipe, overrides or [])
+    trackers = tuple(each.value for each in track or ())
+    check_trackers(trackers)
     manifest = read_manifest(data)
-    run = RunFolder.create(out, config)
-    with watching() as watch:
+    processes = join(cpu=cpu)
+    with processes.main_process_first():
+        run = RunFolder.create(out, config)
+    with watching(shown=processes.is_main_process) as watch:
         training = Training(
             run,
             labelled_records(manifest, "train", config.data.prompt.targets),
             labelled_records(manifest, "val", config.data.prompt.targets),
-            Resources(cpu=cpu, on_step=watch.on_step, progress=watch.progress),
+            Resources(cpu=cpu, track=trackers, on_step=watch.on_step, progress=watch.progress),
         )
         if stage in (None, 1):
             training.stage1()
+            if processes.is_main_process:
+                draw_ranks(run.path)
         if stage in (None, 2):
             training.quantize()
             training.stage2()
-    out_console.print(f"finished: {out}")
+        training.end()
+    if processes.is_main_process:
+        out_console.print(f"finished: {out}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE.pth", help="An original checkpoint, .pth or .pt.")
+    ],
+    variant: Annotated[str, typer.Option("--variant", help="Which model it is of: see params.")],
+    out: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Convert Meta's, MedSAM's or MobileSAM's original checkpoint to safetensors.
+
+    The file is read without running pickled code, and must fit the variant tensor by tensor.
+    """
+    from adalora_qat.model.sam import variant as variant_of
+    from adalora_qat.model.weights import convert_file
+
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"--out {out} must end in .safetensors: that is what is written")
+    digest = convert_file(source, variant_of(variant), out)
+    if as_json:
+        print_json({"file": str(out), "variant": variant, "sha256": digest})
+        return
+    out_console.print(f"{out}: SHA-256 {digest}", soft_wrap=True)
+    out_console.print(f"use it with model.variant={variant} model.weights={out}", soft_wrap=True)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from adalora_qat.cli.app import err_console
 
 if TYPE_CHECKING:
-    from adalora_qat.train.loop import StepReport
+    from adalora_qat.train.state import StepReport
 
 
 class Watch:
@@ -22,9 +22,10 @@ class Watch:
         self._tasks: dict[str, Any] = {}
 
     def on_step(self, report: StepReport) -> None:
-        """Show a training step: stage, epoch, loss, validation Dice."""
+        """Show a training step: stage, epoch, loss, validation Dice, skipped steps."""
         dice = "" if report.val_dice is None else f" · val Dice {report.val_dice:.4f}"
-        text = f"epoch {report.epoch}/{report.epochs} · loss {report.loss:.4f}{dice}"
+        skipped = f" · {report.skipped} skipped (overflow)" if report.skipped else ""
+        text = f"epoch {report.epoch}/{report.epochs} · loss {report.loss:.4f}{dice}{skipped}"
         self._show(report.stage, report.step, report.steps, text)
 
     def progress(self, done: int, total: int, what: str) -> None:
@@ -45,8 +46,8 @@ class Watch:
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """Show progress bars inside the context, on stderr."""
+def watching(*, shown: bool = True) -> Iterator[Watch]:
+    """Show progress bars inside the context, on stderr; ``shown=False`` keeps them back."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -56,5 +57,5 @@ def watching() -> Iterator[Watch]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=err_console) as bars:
+    with Progress(*columns, console=err_console, disable=not shown) as bars:
         yield Watch(bars)

@@ -67,13 +67,17 @@ def training_history(run: Path) -> pd.DataFrame:
 
 
 def rank_history(run: Path) -> pd.DataFrame:
-    """Read ``stage1/ranks.csv`` as columns epoch (0 = before any pruning), layer, rank."""
+    """Read ``stage1/ranks.csv`` as columns epoch (0 = before any pruning), layer, rank.
+
+    Of several prunings in one epoch (a cubic allocation) the last one counts.
+    """
     events = _rows(run / "stage1" / "ranks.csv")
     if events.empty:
         return pd.DataFrame(columns=["epoch", "layer", "rank"])
     first = events[events["event"] == events["event"].min()]
     start = pd.DataFrame({"epoch": 0, "layer": first["layer"], "rank": first["rank_before"]})
-    return pd.concat([start, events[["epoch", "layer", "rank"]]], ignore_index=True)
+    table = pd.concat([start, events[["epoch", "layer", "rank"]]], ignore_index=True)
+    return table.drop_duplicates(["epoch", "layer"], keep="last", ignore_index=True)
 
 
 def run_content(

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
@@ -185,7 +186,13 @@ def variant(name: str) -> Variant:
 
 
 class VitImageEncoder(SamVisionEncoder):  # type: ignore[misc]
-    """transformers' SAM ViT with the ``stem``/``trunk`` seam and a plain tensor out."""
+    """transformers' SAM ViT with the ``stem``/``trunk`` seam and a plain tensor out.
+
+    ``recompute`` keeps only the inputs of the layers for the backward pass (gradient
+    checkpointing).
+    """
+
+    recompute: bool = False
 
     def stem(self, images: Tensor) -> Tensor:
         """Map (B, 3, S, S) to patch tokens (B, E, E, D)."""
@@ -194,8 +201,14 @@ class VitImageEncoder(SamVisionEncoder):  # type: ignore[misc]
 
     def trunk(self, features: Tensor) -> Tensor:
         """Map patch tokens to embeddings (B, 256, E, E)."""
+        recompute = self.recompute and torch.is_grad_enabled()
         for layer in self.layers:
-            features = layer(features)
+            # Nothing is drawn at random inside, so there is no generator to set back.
+            features = (
+                checkpoint(layer, features, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else layer(features)
+            )
         out: Tensor = self.neck(features)
         return out
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.adapt.rank_budget import RankBudget, after_step
+from adalora_qat.adapt.schedule import RankSchedule
 from adalora_qat.checkpoint import (
     latest_checkpoint,
     optimizer_tensors,
@@ -30,56 +30,11 @@ from adalora_qat.checkpoint import (
 from adalora_qat.errors import CheckpointError, TrainingError
 from adalora_qat.train.average import Average
 from adalora_qat.train.feed import Feed
+from adalora_qat.train.memory import advising_on_memory
 from adalora_qat.train.objective import Losses, Objective
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a watcher is told after each optimizer step."""
-
-    stage: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    val_dice: float | None
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What the loop needs to know, whatever the stage."""
-
-    stage: str
-    epochs: int
-    batch_size: int
-    accumulate: int
-    seed: int
-    clip_norm: float | None = None
-    warmup_steps: int = 0
-    cosine: bool = False
-    patience: int | None = None
-    ema: float | None = None
-    """Decay of the average of the weights that is validated and kept; None keeps the last."""
-    pruning: Mapping[int, int] = field(default_factory=dict)
-    """Epoch (1-based) → average rank, applied at its end."""
-    checkpoint_seconds: float = 60.0
-
-
-@dataclass
-class FitState:
-    """Where the loop stands, and what it has seen: saved with every checkpoint."""
-
-    epoch: int = 1
-    step_in_epoch: int = 0
-    step: int = 0
-    averaged: int = 0
-    skipped: int = 0
-    best_dice: float = -math.inf
-    best_epoch: int = 0
-    steps: list[dict[str, float]] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
+from adalora_qat.train.selection import trainable
+from adalora_qat.train.state import FitSettings, FitState, StepReport
 
 
 class Loop:
@@ -101,8 +56,15 @@ class Loop:
         self.plain = objective
         self.parameters = trainable(objective.segmenter)
         self.adapters = svd_adapters(objective.segmenter.image_encoder)
-        # Λ trains in both stages, but only a schedule needs its importance.
-        self.budget = RankBudget(self.adapters)
+        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.schedule = RankSchedule(
+            settings.adapt,
+            epochs=settings.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            layers=len(self.adapters),
+        )
+        importance = "paper" if settings.adapt is None else settings.adapt.importance
+        self.budget = RankBudget(self.adapters, importance)
         self.base_lr = [float(group["lr"]) for group in optimizer.param_groups]
         self.raw_optimizer = optimizer
         self.objective: nn.Module = accelerator.prepare_model(objective)
@@ -111,7 +73,6 @@ class Loop:
         self.state = FitState()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
 
     def fit(self) -> FitState:
         """Run every epoch that is left; return the state at the end."""
@@ -119,8 +80,10 @@ class Loop:
             steps = self._plan(self.state.epoch)[self.state.step_in_epoch :]
             self.train.begin(self.state.epoch, chain.from_iterable(steps))
             for micros in steps:
-                losses = self.optimizer_step(micros)
+                with self._memory_advice(micros):
+                    losses = self.optimizer_step(micros)
                 self._record(losses)
+                self._prune_when_due()
                 self._checkpoint_now_and_then()
             self._end_epoch()
             if self._patience_is_over():
@@ -142,14 +105,15 @@ class Loop:
             seen.append(torch.stack([term.detach() for term in losses]))
         summed = self.accelerator.reduce(torch.stack(seen).sum(dim=0), reduction="mean")
         self.accelerator.unscale_gradients(self.optimizer)
-        if self._finite(summed, ids):
-            if self.settings.pruning and self.adapters:
-                self.budget.accumulate(self.adapters)
-            if self.settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
+        finite = self._finite(summed, ids)
+        if finite and self.state.step < self.schedule.last_step:
+            self.budget.accumulate(self.adapters)
+        if finite and self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
+        # Where it is not finite, this lowers the loss scale and leaves the weights alone.
         self.optimizer.step()
         after_step(self.adapters, self.raw_optimizer)
-        if self.average is not None:
+        if finite and self.average is not None:
             self.average.update(self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
         return Losses(*summed.unbind())
@@ -202,7 +166,9 @@ class Loop:
         norm = nn.utils.get_total_norm(gradients)
         if bool(torch.isfinite(losses).all() & torch.isfinite(norm)):
             return True
-        if self.accelerator.scaler is not None and bool(torch.isfinite(losses).all()):
+        scaler = self.accelerator.scaler
+        # Below a scale of 1 it was no overflow of the scaling: the gradient itself is broken.
+        if scaler is not None and bool(torch.isfinite(losses).all()) and scaler.get_scale() >= 1:
             self.state.skipped += 1
             return False
         what = "loss" if not bool(torch.isfinite(losses).all()) else "gradient"
@@ -217,7 +183,9 @@ class Loop:
         self.state.step += 1
         self.state.step_in_epoch += 1
         row = {name: float(value) for name, value in losses._asdict().items()}
+        row["skipped"] = self.state.skipped
         self.state.steps.append({"epoch": self.state.epoch, "step": self.state.step, **row})
+        self._log(row)
         if self.on_step is not None:
             last = self.state.epochs[-1]["val_dice"] if self.state.epochs else None
             self.on_step(
@@ -229,33 +197,64 @@ class Loop:
                     self.settings.epochs * self.steps_per_epoch,
                     row["total"],
                     last,
+                    self.state.skipped,
                 )
             )
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        # Without a tracker this does nothing; the main process alone writes.
+        named = {f"{self.settings.stage}/{name}": value for name, value in values.items()}
+        self.accelerator.log(named, step=self.state.step)
+
+    def _prune_when_due(self) -> None:
+        budget = self.schedule.budget_after(self.state.step)
+        if budget is None:
+            return
+        self.budget.prune_to(self.adapters, budget, epoch=self.state.epoch, step=self.state.step)
+        if self.state.step == self.schedule.last_step:
+            self.budget.compact(self.adapters, self.raw_optimizer)
+            self.parameters = trainable(self.plain.segmenter)
+            # A DDP wrapper holds buckets of the old shapes.
+            self.accelerator.free_memory()
+            self.objective = self.accelerator.prepare_model(self.plain)
+        if self.average is not None:
+            self.average.restart(self.parameters)
+
+    def _memory_advice(self, micros: Sequence[MicroBatch]) -> AbstractContextManager[None]:
+        def attempt(count: int) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            part = MicroBatch(micros[0].indices[:count], micros[0].weights[:count])
+            tensors, _ = self.train.batch(part, self.accelerator.device)
+            with self.accelerator.autocast():
+                total = self.plain(tensors).total
+            total.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        segmenter = self.plain.segmenter
+        return advising_on_memory(
+            self.settings.stage,
+            images=max(len(micro.indices) for micro in micros),
+            accumulate=self.settings.accumulate,
+            attempt=attempt if self.accelerator.num_processes == 1 else None,
+            options=""
+            if getattr(segmenter.image_encoder, "recompute", True)
+            else ", or gradient_checkpointing=true",
+        )
 
     # -- between epochs --------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
         epoch = self.state.epoch
-        if epoch in self.settings.pruning:
-            self.budget.prune(
-                self.adapters, self.settings.pruning[epoch], epoch=epoch, step=self.state.step
-            )
-            if epoch == max(self.settings.pruning):
-                self.budget.compact(self.adapters, self.raw_optimizer)
-                self.parameters = trainable(self.plain.segmenter)
-                # A DDP wrapper holds buffers of the old shapes.
-                self.objective = self.accelerator.prepare_model(self.plain)
-            if self.average is not None:
-                self.average.restart(self.parameters)
         with self._averaged():
             dice = self.validate()
             self._keep_best(dice)
         self.state.epochs.append({"epoch": epoch, "step": self.state.step, "val_dice": dice})
+        self._log({"val_dice": dice})
         self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
         self.save()
 
     def _keep_best(self, dice: float) -> None:
-        pruned = not self.settings.pruning or self.state.epoch >= max(self.settings.pruning)
+        pruned = self.state.step >= self.schedule.last_step
         # Before the last pruning the model is not yet of its final size.
         if self.settings.patience is None or not pruned or dice <= self.state.best_dice:
             return
@@ -283,7 +282,7 @@ class Loop:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint from the main process."""
+        """Write a checkpoint from the main process; the others need not wait for it."""
         self.saved_at = time.monotonic()
         if self.accelerator.is_main_process:
             tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.parameters.items()}
@@ -303,7 +302,6 @@ class Loop:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             }
             save_checkpoint(self.folder, self.state.step, tensors, state)
-        self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def resume(self) -> bool:
@@ -348,11 +346,6 @@ def resumed_ranks(folder: Path) -> dict[str, int] | None:
     """Return the adapter ranks at the newest checkpoint, or None without one."""
     found = latest_checkpoint(folder)
     return None if found is None else {name: int(r) for name, r in found[1]["ranks"].items()}
-
-
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that train, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, *, cosine: bool) -> float:

@@ -11,7 +11,7 @@ from adalora_qat.config import RunConfig
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy, quantizable
-from adalora_qat.train.stages import choose_trainable_stage1
+from adalora_qat.train.selection import choose_trainable_stage1
 
 # What the paper prints (Table 2), in millions, to be set beside what is counted.
 PAPER = {"total": 89.7, "trainable": 5.4, "reduction": 16.6}

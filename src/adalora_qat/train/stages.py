@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
-from adalora_qat.adapt.inject import inject, svd_adapters
+from adalora_qat.adapt.inject import inject
 from adalora_qat.adapt.rank_budget import history_csv
 from adalora_qat.checkpoint import (
     MODEL_FILE,
@@ -32,21 +30,27 @@ from adalora_qat.config import RunConfig
 from adalora_qat.data.cache import PlaneCache
 from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
-from adalora_qat.errors import DataError, TrainingError
+from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.files import write_json, write_text
-from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.sam import Segmenter, VitImageEncoder
 from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy
-from adalora_qat.quantize.prepare import freeze, learn, observe, prepare, quantized_layers, refresh
+from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
-from adalora_qat.train.loop import FitSettings, FitState, Loop, StepReport, resumed_ranks, trainable
+from adalora_qat.train.loop import Loop, resumed_ranks
 from adalora_qat.train.objective import LossWeights, Objective
+from adalora_qat.train.processes import accelerator_for
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
-
-_MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
+from adalora_qat.train.selection import (
+    choose_trainable_stage1,
+    choose_trainable_stage2,
+    parameter_groups,
+    parameter_groups_stage2,
+)
+from adalora_qat.train.state import FitSettings, FitState, StepReport
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Resources:
     workers : threads that decode images and make samples; more than four mostly wait for one
         another, and for the thread that feeds the device.
     checkpoint_seconds : time between checkpoints inside an epoch.
+    track : trackers that are told the losses too: "tensorboard", "mlflow".
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
     """
@@ -70,6 +75,7 @@ class Resources:
     cache: Path | None = None
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     checkpoint_seconds: float = 60.0
+    track: tuple[str, ...] = ()
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
 
@@ -92,15 +98,18 @@ class Training:
         self.run, self.config = run, run.config
         self.records = {"train": train, "val": val}
         self.resources = resources or Resources()
-        torch.backends.cuda.matmul.allow_tf32 = self.config.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
-        self.accelerator = Accelerator(
-            mixed_precision=_MIXED[self.config.precision], cpu=self.resources.cpu
+        self.accelerator = accelerator_for(
+            self.config.precision,
+            cpu=self.resources.cpu,
+            track=self.resources.track,
+            folder=run.path / "tracking" if self.resources.track else None,
         )
+        if self.resources.track:
+            self.accelerator.init_trackers("adalora-qat", tracked_values(self.config))
 
     def stage1(self) -> None:
         """Adapt in full precision, unless the stage has ended already."""
-        if self.run.finished("stage1"):
+        if self._finished("stage1"):
             return
         config, folder = self.config, self.run.stage("stage1")
         checkpoints = folder / "checkpoints"
@@ -122,9 +131,7 @@ class Training:
             cosine=config.stage1.lr_decay == "cosine",
             patience=config.stage1.patience,
             ema=config.stage1.ema,
-            pruning=config.adapt.pruning_at(config.stage1.epochs)
-            if config.stage1.encoder == "adapters"
-            else {},
+            adapt=config.adapt if config.stage1.encoder == "adapters" else None,
             checkpoint_seconds=self.resources.checkpoint_seconds,
         )
         weights = LossWeights(config.stage1.lambda_ortho, config.stage1.lambda_iou)
@@ -135,7 +142,7 @@ class Training:
 
     def quantize(self) -> None:
         """Quantize stage 1's model after training (PTQ), unless that is done already."""
-        if self.run.finished("ptq"):
+        if self._finished("ptq"):
             return
         config = self.config
         segmenter, _ = load_model(self.run.stage("stage1") / MODEL_FILE)
@@ -153,7 +160,7 @@ class Training:
 
     def stage2(self) -> None:
         """Fine-tune the quantized model, unless the stage has ended already."""
-        if self.run.finished("stage2"):
+        if self._finished("stage2"):
             return
         config = self.config
         segmenter, _ = load_model(self.run.stage("ptq") / MODEL_FILE)
@@ -183,7 +190,17 @@ class Training:
             write_json(self.run.stage("stage2") / "lambda_movement.json", rows)
         self._finish("stage2", segmenter, loop, state)
 
+    def end(self) -> None:
+        """Close the trackers and leave the other processes; call it once, after the stages."""
+        self.accelerator.end_training()
+
     # -- parts -----------------------------------------------------------------------------
+
+    def _finished(self, stage: str) -> bool:
+        done = self.run.finished(stage)
+        # Everyone has looked before anyone can end the stage.
+        self.accelerator.wait_for_everyone()
+        return done
 
     def _loop(
         self,
@@ -194,6 +211,8 @@ class Training:
     ) -> Loop:
         device = self.accelerator.device
         segmenter.to(device)
+        if self.config.gradient_checkpointing:
+            recompute_activations(segmenter)
         if device.type == "cuda":
             segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train, val = self._dataset(segmenter, "train"), self._dataset(segmenter, "val")
@@ -279,78 +298,36 @@ class Training:
         self.accelerator.wait_for_everyone()
 
 
-def choose_trainable_stage1(segmenter: Segmenter, config: RunConfig) -> None:
-    """Set ``requires_grad`` as the recipe says; the prompt encoder never trains.
+def recompute_activations(segmenter: Segmenter) -> None:
+    """Let a ViT encoder keep the inputs of its layers only, and compute the rest again.
 
     Raises
     ------
-    TrainingError
-        If nothing is left to train.
+    ConfigError
+        If the encoder is no ViT.
     """
-    segmenter.requires_grad_(False)
-    if config.stage1.encoder == "full":
-        segmenter.image_encoder.requires_grad_(True)
-    elif config.stage1.encoder == "adapters":
-        for name, parameter in segmenter.image_encoder.named_parameters():
-            parameter.requires_grad_(name.rpartition(".")[2] in {"P", "lam", "Q", "A", "B"})
-    if config.stage1.decoder == "full":
-        segmenter.mask_decoder.requires_grad_(True)
-    if not trainable(segmenter):
-        raise TrainingError("nothing trains: stage1.encoder and stage1.decoder are both frozen")
-
-
-def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
-    """Set ``requires_grad`` for stage 2: Λ, and what ``stage2.train`` adds.
-
-    Raises
-    ------
-    TrainingError
-        If nothing is left to train although there are epochs to train.
-    """
-    segmenter.requires_grad_(False)
-    if "lambda" in config.stage2.train:
-        for adapter in svd_adapters(segmenter.image_encoder).values():
-            adapter.lam.requires_grad_(True)
-    if "decoder" in config.stage2.train:
-        segmenter.mask_decoder.requires_grad_(True)
-    if quantized_layers(segmenter):
-        refresh(segmenter)
-    if "scales" in config.stage2.train:
-        learn(segmenter)
-    if config.stage2.epochs and not trainable(segmenter):
-        raise TrainingError(
-            "nothing trains in stage 2: there is no Λ without AdaLoRA adapters; "
-            "set stage2.train=[decoder] or stage2.epochs=0"
+    if not isinstance(segmenter.image_encoder, VitImageEncoder):
+        raise ConfigError(
+            f"gradient_checkpointing is for the ViT encoders of SAM, not for "
+            f"{segmenter.variant.name}; set gradient_checkpointing=false, and stage1.accumulate "
+            "to save memory"
         )
+    segmenter.image_encoder.recompute = True
 
 
-def parameter_groups(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups of stage 1: encoder and decoder, with decay and without."""
-    decay = config.stage1.weight_decay
-    return [
-        group
-        for module, lr in (
-            (segmenter.image_encoder, config.stage1.lr_encoder),
-            (segmenter.mask_decoder, config.stage1.lr_decoder),
-        )
-        for group in _decayed(trainable(module), lr, decay)
-    ]
+def tracked_values(config: RunConfig) -> dict[str, str | int | float | bool]:
+    """Return the configuration as the flat plain values that trackers take."""
+    flat: dict[str, str | int | float | bool] = {}
 
+    def visit(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                visit(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value if isinstance(value, int | float) else str(value)
 
-def parameter_groups_stage2(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups of stage 2: Λ and scales undecayed, the decoder as it is set."""
-    kinds: dict[str, dict[str, nn.Parameter]] = {"lambda": {}, "scales": {}, "decoder": {}}
-    for name, parameter in trainable(segmenter).items():
-        leaf = name.rpartition(".")[2]
-        kind = {"lam": "lambda", "scale": "scales"}.get(leaf, "decoder")
-        kinds[kind][name] = parameter
-    stage2 = config.stage2
-    groups = [
-        {"params": list(kinds["lambda"].values()), "lr": stage2.lr_lambda, "weight_decay": 0.0},
-        {"params": list(kinds["scales"].values()), "lr": stage2.lr_scales, "weight_decay": 0.0},
-        *_decayed(kinds["decoder"], stage2.lr_decoder, stage2.weight_decay),
-    ]
-    return [group for group in groups if group["params"]]
+    visit(config.model_dump(mode="json"), "")
+    return flat
 
 
 def write_history(folder: Path, state: FitState) -> None:
@@ -359,22 +336,10 @@ def write_history(folder: Path, state: FitState) -> None:
     write_text(folder / "epochs.csv", _csv(state.epochs))
 
 
-def _decayed(
-    parameters: Mapping[str, nn.Parameter], lr: float, decay: float
-) -> list[dict[str, Any]]:
-    # Decay pulls matrices towards zero; norms, biases and Λ are not to be pulled.
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "lr": lr, "weight_decay": decay},
-        {"params": vectors, "lr": lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def _csv(rows: Sequence[Mapping[str, float]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    # A run that an older version began may lack a column in its first rows.
+    writer = csv.DictWriter(text, list(rows[-1]) if rows else [], "", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

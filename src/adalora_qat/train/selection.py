@@ -1,0 +1,106 @@
+"""What trains in each stage, and at which learning rate: read from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from adalora_qat.adapt.inject import svd_adapters
+from adalora_qat.config import RunConfig
+from adalora_qat.errors import TrainingError
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.quantize.prepare import learn, quantized_layers, refresh
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def choose_trainable_stage1(segmenter: Segmenter, config: RunConfig) -> None:
+    """Set ``requires_grad`` as the recipe says; the prompt encoder never trains.
+
+    Raises
+    ------
+    TrainingError
+        If nothing is left to train.
+    """
+    segmenter.requires_grad_(False)
+    if config.stage1.encoder == "full":
+        segmenter.image_encoder.requires_grad_(True)
+    elif config.stage1.encoder == "adapters":
+        for name, parameter in segmenter.image_encoder.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[2] in {"P", "lam", "Q", "A", "B"})
+    if config.stage1.decoder == "full":
+        segmenter.mask_decoder.requires_grad_(True)
+    if not trainable(segmenter):
+        raise TrainingError("nothing trains: stage1.encoder and stage1.decoder are both frozen")
+
+
+def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
+    """Set ``requires_grad`` for stage 2: Λ, and what ``stage2.train`` adds.
+
+    Raises
+    ------
+    TrainingError
+        If nothing is left to train although there are epochs to train.
+    """
+    segmenter.requires_grad_(False)
+    if "lambda" in config.stage2.train:
+        for adapter in svd_adapters(segmenter.image_encoder).values():
+            adapter.lam.requires_grad_(True)
+    if "decoder" in config.stage2.train:
+        segmenter.mask_decoder.requires_grad_(True)
+    if quantized_layers(segmenter):
+        refresh(segmenter)
+    if "scales" in config.stage2.train:
+        learn(segmenter)
+    if config.stage2.epochs and not trainable(segmenter):
+        raise TrainingError(
+            "nothing trains in stage 2: there is no Λ without AdaLoRA adapters; "
+            "set stage2.train=[decoder] or stage2.epochs=0"
+        )
+
+
+def parameter_groups(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups of stage 1: encoder and decoder, with decay and without."""
+    decay = config.stage1.weight_decay
+    return [
+        group
+        for module, lr in (
+            (segmenter.image_encoder, config.stage1.lr_encoder),
+            (segmenter.mask_decoder, config.stage1.lr_decoder),
+        )
+        for group in _decayed(trainable(module), lr, decay)
+    ]
+
+
+def parameter_groups_stage2(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups of stage 2: Λ and scales undecayed, the decoder as it is set."""
+    kinds: dict[str, dict[str, nn.Parameter]] = {"lambda": {}, "scales": {}, "decoder": {}}
+    for name, parameter in trainable(segmenter).items():
+        leaf = name.rpartition(".")[2]
+        kind = {"lam": "lambda", "scale": "scales"}.get(leaf, "decoder")
+        kinds[kind][name] = parameter
+    stage2 = config.stage2
+    groups = [
+        {"params": list(kinds["lambda"].values()), "lr": stage2.lr_lambda, "weight_decay": 0.0},
+        {"params": list(kinds["scales"].values()), "lr": stage2.lr_scales, "weight_decay": 0.0},
+        *_decayed(kinds["decoder"], stage2.lr_decoder, stage2.weight_decay),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _decayed(
+    parameters: Mapping[str, nn.Parameter], lr: float, decay: float
+) -> list[dict[str, Any]]:
+    # Decay pulls matrices towards zero; norms, biases and Λ are not to be pulled.
+    matrices = [p for p in parameters.values() if p.ndim > 1]
+    vectors = [p for p in parameters.values() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": lr, "weight_decay": decay},
+        {"params": vectors, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
