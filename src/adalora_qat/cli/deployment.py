@@ -1,11 +1,14 @@
-"""Commands on models that ship: ``export``, ``segment``."""
+"""Commands on models that ship: ``export``, ``segment``, ``size``, ``bench``."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from adalora_qat.cli.app import (
     Json,
@@ -79,6 +82,116 @@ def segment(
         print_json(results)
         return
     out_console.print(f"{len(results)} image{'s' * (len(results) != 1)} segmented into {out}")
+
+
+@app.command()
+def size(
+    model: Annotated[Path, typer.Argument(help="A run folder, or a stage's, packed or ONNX file.")],
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Quantize the float32 model by this policy first (a name or a file)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count the bytes of the file that ships, by part and precision, and compare with FP32."""
+    from adalora_qat.export.size import DESCRIPTION, size_of
+
+    found = size_of(model, policy)
+    if as_json:
+        print_json(found.figures())
+        return
+    precisions = sorted(found.by_precision())
+    table = Table(title=f"{found.what}: policy {found.policy}")
+    for column in ("bytes", *precisions, "all"):
+        table.add_column(column, justify="left" if column == "bytes" else "right", no_wrap=True)
+    parts = sorted(found.parts, key=lambda part: (part == DESCRIPTION, part))
+    for part in parts:
+        row = found.parts[part]
+        cells = (f"{row[p]:,}" if row.get(p) else "" for p in precisions)
+        table.add_row(part, *cells, f"{sum(row.values()):,}")
+    table.add_row("all", *(f"{found.by_precision()[p]:,}" for p in precisions), f"{found.total:,}")
+    out_console.print(table)
+    if found.ratio is None or found.fp32_total is None:
+        out_console.print("the file does not say which whole model it holds: no ratio to FP32")
+    else:
+        out_console.print(
+            f"{found.total / 1e6:.2f} MB, {found.ratio:.2f}× smaller than the FP32 file of "
+            f"{found.fp32_total / 1e6:.2f} MB"
+        )
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Run folders and ONNX files.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Manifest whose test split is segmented.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images, at most.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare models on this machine: size, load time, latency, memory, Dice, agreement."""
+    from adalora_qat.checkpoint import provenance
+    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.export import bench_report
+    from adalora_qat.files import write_json
+
+    if out is not None and out.is_dir():
+        raise DataError(f"--out {out} is a folder; name the JSON file to write")
+    with watching() as watch, tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            records = bench_report.phantom_records(Path(folder) / "phantoms", images)
+        else:
+            records = labelled_records(read_manifest(data), "test", [bench_report.TARGET])[:images]
+        if not records:
+            raise DataError(f"{data} has no test image with a {bench_report.TARGET} mask")
+        chosen = bench_report.models_of(models, Path(folder), records[:8], watch.progress)
+        cases = bench_report.cases_of(records)
+        found = bench_report.bench(chosen, cases, rounds, threads, watch.progress)
+    found["data"] = "phantoms" if data is None else f"test split of {data.name}"
+    found = {**found, "images": len(cases), "rounds": rounds, "threads": threads, **provenance({})}
+    if out is not None:
+        write_json(out, found)
+    if as_json:
+        print_json(found)
+        return
+    _print_bench(found)
+
+
+def _print_bench(found: Mapping[str, Any]) -> None:
+    rows, reference = found["rows"], found["reference"]
+    first = next(row for row in rows if row["name"] == reference)
+    columns = ("model", "MB", "load ms", "latency ms", "peak MB", "Dice", "agreement")
+    table = Table(*columns)
+    for row in rows:
+        versus = {
+            key: f"  {first[key] / row[key]:.2f}×" if row is not first else ""
+            for key in ("size_bytes", "median_s", "peak_mb")
+        }
+        spread = f"{row['p10_s'] * 1e3:.0f}–{row['p90_s'] * 1e3:.0f}"
+        table.add_row(
+            row["name"],
+            f"{row['size_bytes'] / 1e6:.2f}{versus['size_bytes']}",
+            f"{row['load_s'] * 1e3:.0f}",
+            f"{row['median_s'] * 1e3:.0f} ({spread}){versus['median_s']}",
+            f"{row['peak_mb']:.0f}{versus['peak_mb']}",
+            "" if row["dice_mean"] is None else f"{row['dice_mean']:.4f}",
+            f"{row['agreement']['dice_mean']:.4f}, {row['agreement']['equal_pixels']:.3%}",
+        )
+    out_console.print(table)
+    threads = found["threads"] or "all"
+    out_console.print(
+        f"{found['images']} images ({found['data']}; exact boxes), {found['rounds']} rounds, one "
+        f"process each, {threads} threads. Latency: median (10th to 90th percentile). Factors "
+        "(smaller, faster, less) and agreement (Dice of the masks, equal pixels) are those with "
+        f"{reference}"
+    )
+    if found["data"] == "phantoms":
+        out_console.print("Dice is that on phantoms; give --data for radiographs")
+    for words in found["words"]:
+        out_console.print(f"· {words}")
 
 
 def _box(text: str | None) -> list[float] | None:
