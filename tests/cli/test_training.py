@@ -1,0 +1,139 @@
+"""``convert``, ``params`` and ``train --track`` from outside."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adalora_qat.cli import app
+from adalora_qat.config import ModelConfig
+from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.model.sam import random_segmenter
+from adalora_qat.model.weights import build
+
+TIMEOUT_S = 120
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "adalora_qat.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+# In the order of the published modules; written independently of the table under test.
+_BACK = {
+    "prompt_encoder.shared_embedding.positional_embedding":
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    "prompt_encoder.point_embed.": "prompt_encoder.point_embeddings.",
+    "prompt_encoder.mask_embed.conv1.": "prompt_encoder.mask_downscaling.0.",
+    "prompt_encoder.mask_embed.layer_norm1.": "prompt_encoder.mask_downscaling.1.",
+    "prompt_encoder.mask_embed.conv2.": "prompt_encoder.mask_downscaling.3.",
+    "prompt_encoder.mask_embed.layer_norm2.": "prompt_encoder.mask_downscaling.4.",
+    "prompt_encoder.mask_embed.conv3.": "prompt_encoder.mask_downscaling.6.",
+    "mask_decoder.transformer.layer_norm_final_attn.":
+        "mask_decoder.transformer.norm_final_attn.",
+    "mask_decoder.upscale_conv1.": "mask_decoder.output_upscaling.0.",
+    "mask_decoder.upscale_layer_norm.": "mask_decoder.output_upscaling.1.",
+    "mask_decoder.upscale_conv2.": "mask_decoder.output_upscaling.3.",
+    "image_encoder.patch_embed.projection.": "image_encoder.patch_embed.proj.",
+    "image_encoder.neck.conv1.": "image_encoder.neck.0.",
+    "image_encoder.neck.layer_norm1.": "image_encoder.neck.1.",
+    "image_encoder.neck.conv2.": "image_encoder.neck.2.",
+    "image_encoder.neck.layer_norm2.": "image_encoder.neck.3.",
+}  # fmt: skip
+
+
+def published_name(name: str) -> str:
+    for ours, theirs in _BACK.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    name = re.sub(r"^(mask_decoder\.transformer\.layers\.\d\.)layer_norm", r"\1norm", name)
+    name = re.sub(
+        r"^image_encoder\.layers\.(\d+)\.layer_norm", r"image_encoder.blocks.\1.norm", name
+    )
+    name = re.sub(r"^image_encoder\.layers\.", "image_encoder.blocks.", name)
+    if "hypernetworks" in name or "iou_prediction" in name:
+        name = re.sub(r"\.layers\.0\.", ".layers.1.", name)
+        name = name.replace(".proj_in.", ".layers.0.").replace(".proj_out.", ".layers.2.")
+    return name
+
+
+@pytest.fixture
+def original() -> dict[str, Tensor]:
+    """Return a tiny SAM under the names of the published checkpoints."""
+    state = random_segmenter("tiny-vit-test", 3).state_dict()
+    return {published_name(name): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "as MedSAM's training saves it"])
+def test_convert_gives_the_same_model(
+    tmp_path: Path, original: dict[str, Tensor], wrapped: bool
+) -> None:
+    assert "image_encoder.blocks.0.attn.qkv.weight" in original
+    source, out = tmp_path / "sam.pth", tmp_path / "deep" / "sam.safetensors"
+    state = {f"module.{name}": t for name, t in original.items()} if wrapped else original
+    torch.save({"model": state, "epoch": 3} if wrapped else state, source)
+    done = run("convert", source, "--variant", "tiny-vit-test", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["file"] == str(out)
+    converted, origin = build(ModelConfig(variant="tiny-vit-test", weights=str(out)))
+    assert origin.sha256 == answer["sha256"]
+    expected = random_segmenter("tiny-vit-test", 3).state_dict()
+    assert converted.state_dict().keys() == expected.keys()
+    assert all(torch.equal(converted.state_dict()[name], expected[name]) for name in expected)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("echo ran",)
+
+
+def test_convert_refuses_what_it_should(tmp_path: Path, original: dict[str, Tensor]) -> None:
+    source, out = tmp_path / "sam.pth", tmp_path / "sam.safetensors"
+
+    def convert(name: str = "tiny-vit-test", target: Path = out) -> None:
+        arguments = ["convert", source, "--variant", name, "--out", target]
+        app([str(each) for each in arguments], standalone_mode=False)
+
+    with pytest.raises(CheckpointError, match=r"sam\.pth does not exist"):
+        convert()
+    torch.save(original, source)
+    with pytest.raises(ConfigError, match="known: litemedsam"):
+        convert("tiny-vit")
+    with pytest.raises(CheckpointError, match=r"not fit this .* it fits --variant tiny-vit-test"):
+        convert("tiny-test")
+    with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
+        convert(target=tmp_path / "x.pth")
+    source.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(CheckpointError, match="fetch it again"):
+        convert()
+    assert {path.name for path in tmp_path.iterdir()} == {"sam.pth"}
+
+
+def test_convert_runs_no_pickled_code(tmp_path: Path) -> None:
+    source, out = tmp_path / "sam.pth", tmp_path / "sam.safetensors"
+    torch.save({"x": Bomb()}, source)
+    bomb = run("convert", source, "--variant", "tiny-vit-test", "--out", out)
+    refused(bomb, "pickled code, which is never run")
+    assert "ran" not in bomb.stdout.split()
+    assert not out.exists()
