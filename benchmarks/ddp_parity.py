@@ -1,4 +1,4 @@
-"""One process against several: the same ranks, masks and losses?
+"""Whether one process and several compute the same ranks, masks and losses.
 
     python benchmarks/ddp_parity.py --device cpu --processes 2      # gloo
     python benchmarks/ddp_parity.py --device cuda --processes 2     # NCCL, on a host with 2 GPUs
