@@ -6,6 +6,7 @@ Nothing here launches anything: the launcher sets the environment, Accelerate re
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +53,8 @@ def accelerator_for(
             "precision=fp16 needs a GPU: its loss scaling is not for the CPU; "
             "take precision=fp32 or bf16 there"
         )
+    # The name that older versions of torch know; newer ones take it too, and complain.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return Accelerator(
