@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -161,13 +162,17 @@ def params(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters from the model itself: total, trainable, by part, bytes."""
+    """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
+    from adalora_qat.evaluate.paper_parameters import beside_the_paper
     from adalora_qat.train.parameters import count_parameters, layer_numerics
 
-    counts = count_parameters(load_config(recipe, overrides or []))
-    layers = layer_numerics(load_config(recipe, overrides or []), policy) if policy else []
+    config = load_config(recipe, overrides or [])
+    counts = count_parameters(config)
+    paper = beside_the_paper(counts, config)
+    layers = layer_numerics(config, policy) if policy else []
     if as_json:
-        print_json({**counts, "layers": layers} if policy else counts)
+        answer = {**counts, "paper": asdict(paper)}
+        print_json({**answer, "layers": layers} if policy else answer)
         return
     table = Table("", "parameters", "trainable at start", "after pruning")
     for part, row in counts["parts"].items():
@@ -175,13 +180,15 @@ def params(
     total = counts["total"]
     table.add_row("all", *(f"{total[key]:,}" for key in ("total", "start", "pruned")))
     out_console.print(table)
-    out_console.print(
-        f"trainable {total['start'] / total['total']:.1%} at start, "
-        f"{total['pruned'] / total['total']:.1%} after pruning: "
-        f"{total['total'] / max(1, total['pruned']):.1f}× fewer than the whole model"
-    )
-    for note in counts["notes"]:
-        out_console.print(f"· {note}")
+    beside = Table("Table 2", "at start", "after pruning", f"paper: {paper.paper_name or '–'}")
+    for each in paper.rows:
+        shown = "–" if each.paper is None else f"{each.paper:g}"
+        beside.add_row(each.column, f"{each.start:.2f}", f"{each.pruned:.2f}", shown)
+    out_console.print(beside)
+    sizes = (f"{name} {size / 1e6:.1f} MB" for name, size in counts["bytes"].items())
+    out_console.print("weights, adapters merged: " + ", ".join(sizes))
+    for note in (*counts["notes"], *paper.differences):
+        out_console.print(f"· {note}", highlight=False)
     if layers:
         listing = Table("layer", "kind", "parameters", "numerics", title=f"policy {policy}")
         for row in layers:

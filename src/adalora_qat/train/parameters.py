@@ -13,9 +13,6 @@ from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy, quantizable
 from adalora_qat.train.selection import choose_trainable_stage1
 
-# What the paper prints (Table 2), in millions, to be set beside what is counted.
-PAPER = {"total": 89.7, "trainable": 5.4, "reduction": 16.6}
-
 
 def count_parameters(config: RunConfig) -> dict[str, Any]:
     """Count parameters by part: total, trainable at the start, trainable after pruning.
@@ -24,7 +21,10 @@ def count_parameters(config: RunConfig) -> dict[str, Any]:
 
     Returns
     -------
-    ``parts`` (part → total, start, pruned), ``total`` (the same, summed) and ``notes``.
+    ``parts`` (part → total, start, pruned), ``total`` (the same, summed), ``percent`` and
+    ``reduction`` (of what trains, at the start and after pruning, against the whole model),
+    ``per_rank`` (parameters that one mean rank costs over all adapted layers), ``bytes`` by
+    precision, and ``notes``.
     """
     segmenter = random_segmenter(config.model.variant, config.seed, side=config.model.side)
     base = {name: _size(module) for name, module in segmenter.named_children()}
@@ -34,7 +34,7 @@ def count_parameters(config: RunConfig) -> dict[str, Any]:
     choose_trainable_stage1(segmenter, config)
     start = {name: _trainable(module) for name, module in segmenter.named_children()}
     at_start = sum(_adapter_size(a, a.rank) for a in found.values())
-    rank = config.adapt.schedule[-1].rank if config.adapt.method == "adalora" else config.adapt.rank
+    rank = _last_rank(config)
     pruned = sum(_adapter_size(a, rank) for a in found.values())
     parts = {
         name: {"total": base[name], "start": start[name], "pruned": start[name]} for name in base
@@ -46,7 +46,38 @@ def count_parameters(config: RunConfig) -> dict[str, Any]:
     total = {key: sum(part[key] for part in parts.values()) for key in ("total", "start", "pruned")}
     # ΔW is merged into W for deployment: the model itself is no larger for its adapters.
     total["total"] = sum(base.values())
-    return {"parts": parts, "total": total, "notes": _notes(config, segmenter, base, rank)}
+    whole = total["total"]
+    return {
+        "parts": parts,
+        "total": total,
+        "percent": {key: 100 * total[key] / whole for key in ("start", "pruned")},
+        "reduction": {key: whole / max(1, total[key]) for key in ("start", "pruned")},
+        "per_rank": sum(_adapter_size(adapter, 1) for adapter in found.values()),
+        "bytes": weight_bytes(config),
+        "notes": _notes(config, segmenter, rank),
+    }
+
+
+def weight_bytes(config: RunConfig) -> dict[str, int]:
+    """Return the bytes of the whole model's parameters by precision, adapters merged.
+
+    Float32, bfloat16, and the recipe's policy: integers for the weights that it quantizes,
+    float32 for all else. Scales and file headers are not in it; ``size`` weighs real files.
+    """
+    segmenter = random_segmenter(config.model.variant, config.seed, side=config.model.side)
+    whole = _size(segmenter)
+    found = {"float32": 4 * whole, "bfloat16": 2 * whole}
+    policy = load_policy(config.quantize.policy)
+    if not policy.rows:
+        return found
+    fold_batch_norms(segmenter)
+    parameters = dict(segmenter.named_parameters())
+    saved = 0.0
+    for name, numerics in policy.with_options(config.quantize).assign(segmenter).items():
+        if numerics.weight is not None:
+            weight = parameters[name if name in parameters else f"{name}.weight"]
+            saved += weight.numel() * (4 - numerics.weight.bits / 8)
+    return {**found, f"policy {config.quantize.policy}": round(4 * _size(segmenter) - saved)}
 
 
 def layer_numerics(config: RunConfig, policy: str) -> list[dict[str, Any]]:
@@ -69,21 +100,19 @@ def layer_numerics(config: RunConfig, policy: str) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(config: RunConfig, segmenter: Segmenter, base: dict[str, int], rank: int) -> list[str]:
+def _notes(config: RunConfig, segmenter: Segmenter, rank: int) -> list[str]:
     notes = []
     if adapters(segmenter.image_encoder) and config.adapt.method == "adalora":
         notes.append(
             f"after pruning: counted at rank {rank} in every layer; one budget serves all layers, "
             "so a run's own count depends on where its ranks stay"
         )
-    if config.model.variant == "sam-vit-base":
-        notes.append(
-            f"the paper prints {PAPER['total']} M total, {PAPER['trainable']} M trainable, "
-            f"{PAPER['reduction']}×: its total is the image encoder alone "
-            f"({base['image_encoder'] / 1e6:.1f} M), and its trainable count lies between those "
-            "of the start and the end of pruning"
-        )
     return notes
+
+
+def _last_rank(config: RunConfig) -> int:
+    pruned = config.adapt.method == "adalora" and bool(config.adapt.schedule)
+    return config.adapt.schedule[-1].rank if pruned else config.adapt.rank
 
 
 def _adapter_size(adapter: Adapter, rank: int) -> int:
