@@ -1,0 +1,82 @@
+"""Every shipped recipe builds, and trains exactly what its name says."""
+
+import pytest
+
+from adalora_qat.config import load_config, recipe_names
+from adalora_qat.train.parameters import count_parameters
+
+ABLATIONS = {
+    "decoder-only",
+    "lora-r8-encoder",
+    "lora-r8",
+    "lora-r16",
+    "lora-r32",
+    "adalora",
+    "d-qat",
+    "full-finetuning",
+    "peft-schedule",
+    "single-event",
+}
+# Counted by hand. Adapted widths (in + out) of the qkv layers: SAM ViT-B 12 × (768 + 2304);
+# TinyViT, three stages: 2 × (128 + 384), 6 × (160 + 480), 2 × (320 + 960).
+DECODER = 4_058_340
+WIDTHS = {"sam-vit-base": (12, 12 * 3072), "litemedsam": (10, 2 * 512 + 6 * 640 + 2 * 1280)}
+ENCODER = {"sam-vit-base": 89_670_912, "litemedsam": 5_726_740}
+
+
+@pytest.mark.parametrize("base", WIDTHS)
+def test_every_ablation_ships_for_both_models(base: str) -> None:
+    assert {f"{base}-{name}" for name in ABLATIONS} | {base} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("base", WIDTHS)
+@pytest.mark.parametrize("name", sorted(ABLATIONS))
+def test_trainable_parameters(base: str, name: str) -> None:
+    layers, widths = WIDTHS[base]
+
+    def lora(rank: int) -> int:
+        return rank * widths
+
+    def svd(rank: int) -> int:
+        return rank * (widths + layers)  # Λ too
+
+    hybrid = (DECODER + svd(48), DECODER + svd(32))
+    expected = {
+        "decoder-only": (DECODER, DECODER),
+        "lora-r8-encoder": (lora(8), lora(8)),
+        "lora-r8": (DECODER + lora(8), DECODER + lora(8)),
+        "lora-r16": (DECODER + lora(16), DECODER + lora(16)),
+        "lora-r32": (DECODER + lora(32), DECODER + lora(32)),
+        "adalora": hybrid,
+        "d-qat": hybrid,
+        "full-finetuning": (ENCODER[base] + DECODER,) * 2,
+        "peft-schedule": hybrid,
+        "single-event": hybrid,
+    }[name]
+    total = count_parameters(load_config(f"{base}-{name}"))["total"]
+    assert (total["start"], total["pruned"]) == expected
+
+
+@pytest.mark.parametrize("base", WIDTHS)
+def test_ablations_differ_in_what_they_are_about(base: str) -> None:
+    whole = load_config(base)
+    for name in ABLATIONS:
+        config = load_config(f"{base}-{name}")
+        assert config.name == f"{base}-{name}"
+        assert (config.seed, config.data, config.model) == (whole.seed, whole.data, whole.model)
+        same = ("epochs", "batch_size", "lr_decoder", "lr_decay", "warmup_steps")
+        assert all(getattr(config.stage1, k) == getattr(whole.stage1, k) for k in same)
+        quantized = config.quantize.policy
+        assert quantized == ("decoder" if name == "d-qat" else "none")
+        assert (config.stage2.epochs > 0) == (name == "d-qat")
+    assert whole.quantize.policy == "full"
+
+
+@pytest.mark.parametrize("base", WIDTHS)
+def test_pruning_rules(base: str) -> None:
+    adapt = {name: load_config(f"{base}-{name}").adapt for name in ABLATIONS}
+    assert adapt["adalora"].pruning_at(15) == {3: 43, 7: 37, 12: 32}
+    assert adapt["single-event"].pruning_at(15) == {12: 32}
+    cubic = adapt["peft-schedule"]
+    assert (cubic.importance, cubic.allocation, cubic.schedule[-1].rank) == ("peft", "cubic", 32)
+    assert adapt["adalora"].importance == "paper"
