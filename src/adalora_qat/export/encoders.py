@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -187,7 +189,7 @@ def _tiny_attention(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
     with g.scope("qkv"):
         # Padding is attended to, as in the network that was pretrained; a zero pixel is the
         # norm's bias after the norm.
-        blank = g.constant("blank", quantized_constant(module.qkv, module.norm.bias))
+        blank = quantized_constant(module.qkv, module.norm.bias)
         quantized = quantize(g, module.qkv, normed)
         windows = _cut(g, quantized, size, side, dim, blank)
         # The checkpoint interleaves q, k, v by head: (A, 3, D/A).
@@ -219,15 +221,17 @@ def _project(
         return product(g, layer, _join(g, quantized, size, side, dim))
 
 
-def _cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: str) -> str:
+def _cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: NDArray[Any]) -> str:
     """Cut a map (H·W, D) into windows (W·N, D), padded with ``blank`` (D) or ()."""
     height, width = size
     right, below = -width % side, -height % side
     x = g.reshape(x, (height, width, dim))
     if right:
-        x = g.concat([x, g.expand(blank, (height, right, dim))], axis=1)
+        beside = g.expand(g.constant("blank", blank), (height, right, dim))
+        x = g.concat([x, beside], axis=1)
     if below:
-        x = g.concat([x, g.expand(blank, (below, width + right, dim))], axis=0)
+        beneath = g.expand(g.constant("blank", blank), (below, width + right, dim))
+        x = g.concat([x, beneath], axis=0)
     rows, columns = (height + below) // side, (width + right) // side
     if rows * columns > 1:
         x = g.transpose(g.reshape(x, (rows, side, columns, side, dim)), (0, 2, 1, 3, 4))
@@ -301,7 +305,7 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
     with g.scope("attn"):
         with g.scope("qkv"):
             # transformers pads after the norm, with zeros.
-            blank = g.constant("blank", quantized_constant(module.qkv, torch.zeros(())))
+            blank = quantized_constant(module.qkv, torch.zeros(()))
             cells = _cut(g, quantize(g, module.qkv, normed), size, side, dim, blank)
             rows = torch.arange(3 * dim).view(3, dim)
             query, key, value = _query_key_value(g, module.qkv, cells, rows, side)
