@@ -9,7 +9,8 @@ PACKAGE = Path(adalora_qat.__file__).parent
 # A module imports only from rooms to its left.
 ROOMS = [
     "errors", "files", "config", "predictor", "data", "model", "adapt", "quantize",
-    "checkpoint", "train", "baselines", "evaluate", "export", "serve", "demo", "cli",
+    "checkpoint", "train", "baselines", "evaluate", "export", "serve", "reporting", "demo",
+    "cli",
 ]  # fmt: skip
 # evaluate sees models only through the Predictor protocol.
 FORBIDDEN = {"evaluate": {"model", "adapt", "quantize", "checkpoint", "train", "baselines"}}

@@ -1,9 +1,9 @@
-"""Commands that measure: ``evaluate``."""
+"""Commands that measure and compare: ``evaluate``, ``compare``, ``report``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +13,21 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
+    err_console,
     out_console,
-    predictor_of,
     print_json,
     print_rows,
 )
 from adalora_qat.cli.watch import watching
+from adalora_qat.errors import DataError
+
+if TYPE_CHECKING:
+    from adalora_qat.evaluate.study import Study
+
+Baseline = Annotated[str, typer.Option(help="The model that all others are compared with.")]
+Margin = Annotated[
+    float | None, typer.Option(help="Margin of equivalence in DSC; 0.005 by default.")
+]
 
 
 @app.command()
@@ -41,17 +50,171 @@ def evaluate(
     from adalora_qat.data.splits import read_manifest, records_of
     from adalora_qat.demo import summarise
     from adalora_qat.evaluate.cases import evaluate_cases
+    from adalora_qat.reporting.facts import facts_of, read_facts, write_facts
+    from adalora_qat.reporting.measure import machine_of
+    from adalora_qat.reporting.models import model_at
 
     targets = target or ["lung"]
     records = records_of(read_manifest(data), split)
-    predictor = predictor_of(model, cpu=cpu)
+    chosen = model_at(model)
+    predictor, segmenter = chosen.open(cpu=cpu)
     with watching() as watch:
         cases = evaluate_cases(
             predictor, records, targets, box, out, jobs=jobs, progress=watch.progress
         )
+    if read_facts(out) is None:
+        machine = machine_of(chosen, cpu=cpu)
+        write_facts(out, chosen.name, facts_of(chosen, predictor, segmenter), machine)
     row = summarise(predictor.name, cases)
     if as_json:
         print_json(row)
         return
     print_rows({"rows": [row]})
     out_console.print(f"per-case table: {out / 'cases.csv'}")
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders that evaluate or report wrote, their cases.csv or cases.parquet, or run "
+            "folders with evaluations in them; NAME=PATH gives a name."
+        ),
+    ],
+    baseline: Baseline,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for Markdown, LaTeX, CSV and JSON.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Compare only this mask; repeat for several.")
+    ] = None,
+    margin: Margin = None,
+    drop_missing: Annotated[
+        bool,
+        typer.Option("--drop-missing", help="Drop and count cases that one model lacks."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare models case by case: the paper's Tables 1 to 3, tests, and verdicts in words."""
+    from adalora_qat.evaluate.study import write_study
+    from adalora_qat.reporting.tables import study_of
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; give a folder")
+    study = study_of(evaluations, baseline, target or (), margin, drop_missing=drop_missing)
+    written = write_study(study, out) if out is not None else []
+    if as_json:
+        print_json({**_values(study), "files": list(map(str, written))})
+        return
+    _print_study(study)
+    if out is not None:
+        out_console.print(f"tables as Markdown, LaTeX and CSV, verdicts and tests: {out}")
+
+
+@app.command()
+def report(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, stages' models or ONNX files; NAME=PATH gives a name."),
+    ],
+    data: Annotated[Path, typer.Option("--data", help="A manifest or a prepare folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The page to write; results are kept beside it.")
+    ] = Path("report.html"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The model all others are compared with; decoder fine-tuning if left."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the manifest.")] = "test",
+    target: Annotated[str, typer.Option(help="Mask to segment.")] = "lung",
+    cases: Annotated[
+        int | None, typer.Option(min=1, help="Measure only so many cases, spread over sources.")
+    ] = None,
+    jitter_cases: Annotated[
+        int, typer.Option(min=0, help="Cases of the sweep over boxes; 0 leaves it out.")
+    ] = 24,
+    robustness_cases: Annotated[
+        int, typer.Option(min=0, help="Cases of the sweep over degradations; 0 leaves it out.")
+    ] = 12,
+    speed_cases: Annotated[
+        int, typer.Option(min=0, help="Images that latency is timed on; 0 leaves it out.")
+    ] = 5,
+    gallery_cases: Annotated[
+        int, typer.Option(min=0, help="Cases to look through; 0 leaves them out.")
+    ] = 100,
+    weight_error: Annotated[
+        bool, typer.Option(help="Draw the error that integers leave in the weights.")
+    ] = True,
+    zero_shot: Annotated[
+        bool, typer.Option(help="Measure the pretrained model that a run started from, too.")
+    ] = True,
+    margin: Margin = None,
+    cpu: Cpu = False,
+    jobs: Jobs = 2,
+    as_json: Json = False,
+) -> None:
+    """Measure and compare models, and write one page with the paper's tables and figures.
+
+    Stopped, it goes on where it was: results are kept in OUT_files, named after what they measure.
+    """
+    from adalora_qat.data.splits import read_manifest, records_of
+    from adalora_qat.reporting.measure import Bench, some
+    from adalora_qat.reporting.models import models_of
+    from adalora_qat.reporting.study_page import Scope, report_study
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"--out {out} must be a page, as in report.html")
+    scope = Scope(jitter_cases, robustness_cases, speed_cases, gallery_cases, weight_error, margin)
+    records = records_of(read_manifest(data), split, target)
+    records = records if cases is None else some(records, cases)
+    chosen = models_of(models, zero_shot=zero_shot)
+    with watching() as watch:
+        folder = out.with_name(f"{out.stem}_files")
+        bench = Bench(tuple(records), target, folder, watch, cpu, jobs)
+        study = report_study(chosen, bench, out, baseline, scope)
+    if as_json:
+        print_json({**_values(study), "page": str(out), "files": str(folder)})
+        return
+    _print_verdicts(study)
+    size = out.stat().st_size / 1e6
+    out_console.print(f"{out} ({size:.1f} MB); tables and cases: {folder}", soft_wrap=True)
+
+
+def _values(study: Study) -> dict[str, Any]:
+    """Return a study for a program to read."""
+    from dataclasses import asdict
+
+    from adalora_qat.demo import summarise
+    from adalora_qat.evaluate.study import comparison_values
+
+    by_model = study.cases.groupby("model", sort=False)
+    return {
+        "baseline": study.baseline,
+        "models": [
+            {**summarise(str(name), part), "facts": asdict(study.facts[str(name)])}
+            for name, part in by_model
+        ],
+        "comparisons": comparison_values(study),
+        "verdicts": list(study.verdicts),
+    }
+
+
+def _print_study(study: Study) -> None:
+    from adalora_qat.evaluate.tables import markdown
+
+    segmentation, _, efficiency, ablation = study.tables
+    for table in (segmentation, efficiency, ablation):
+        out_console.print(markdown(table), markup=False, highlight=False, soft_wrap=True)
+    _print_verdicts(study)
+
+
+def _print_verdicts(study: Study) -> None:
+    """Print the pooled verdicts; those by group stand in the files."""
+    from adalora_qat.evaluate.summaries import POOLED
+
+    said = zip(study.comparisons, study.verdicts, strict=True)
+    for verdict in (words for comparison, words in said if comparison.by == POOLED):
+        out_console.print(f"- {verdict}", markup=False, highlight=False, soft_wrap=True)
+    if any(comparison.cautions for comparison in study.comparisons):
+        err_console.print("[bold]Some models do not compare on equal terms: see the cautions.[/]")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
+from PIL import Image
 
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.overlays import (
@@ -91,6 +92,8 @@ class Case:
     metrics : model → {metric: value}.
     facts : short descriptions ("source": "jsrt"); searched as well.
     box_xyxy : the prompt, pixels of the image, or None.
+    original : (H, W) and the count of pixels in which the compared masks differ, both before
+        ``reduced``; None for a case at its original size.
     """
 
     id: str
@@ -100,6 +103,7 @@ class Case:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     box_xyxy: tuple[float, float, float, float] | None = None
+    original: tuple[tuple[int, int], int | None] | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape
@@ -112,6 +116,12 @@ class Case:
                     f"case {self.id}: mask {name!r} is {mask.shape}, the image {shape}; "
                     "bring masks to the original size first"
                 )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the original."""
+        height, width = self.image.shape
+        return self.original[0] if self.original else (height, width)
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,33 @@ def drawn(slug: str, title: str, look_for: str, alt: str, drawing: Drawing) -> F
 def write_report(content: ReportContent, path: Path) -> None:
     """Write the page to ``path`` atomically."""
     write_text(path, render(content))
+
+
+def reduced(case: Case, compared: tuple[str, str] | None = None, side: int = 448) -> Case:
+    """Return a case no larger than the page stores it, so that many fit into memory.
+
+    Parameters
+    ----------
+    compared : the gallery's pair; the count of their differing pixels is kept exact.
+    side : pixels of the longest side, the gallery's.
+    """
+    size = stored_size(case.image.shape, side)
+    differing = None
+    if compared:
+        differing = int(np.count_nonzero(case.masks[compared[0]] != case.masks[compared[1]]))
+    factor = size[0] / case.image.shape[1]
+    box = case.box_xyxy
+    if box is not None:
+        box = (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
+    grey = Image.fromarray(case.image.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+    return replace(
+        case,
+        image=np.asarray(grey),
+        truth=None if case.truth is None else resized(case.truth, size),
+        masks={name: resized(mask, size) for name, mask in case.masks.items()},
+        box_xyxy=box,
+        original=(case.size, differing),
+    )
 
 
 def render(content: ReportContent) -> str:
@@ -324,6 +361,8 @@ def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
     if first is not None and second is not None:
         a, b = case.masks[first], case.masks[second]
         differing = int(np.count_nonzero(a != b))
+        if case.original and case.original[1] is not None:
+            differing = case.original[1]
         colour_of = dict(zip(gallery.models, MODEL_COLOURS, strict=False))
         picture = difference_png(a, b, size, colour_of[first], colour_of[second])
         layers["difference"] = _uri(picture, "image/png")
@@ -337,7 +376,7 @@ def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
         "height": size[1],
         "box": _scaled_box(case, size),
         "differing": differing,
-        "pixels": case.image.size,
+        "pixels": case.size[0] * case.size[1],
         "scores": scores,
         "search": " ".join([case.id, *case.facts.values()]).lower(),
     }

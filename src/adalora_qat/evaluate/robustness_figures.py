@@ -19,9 +19,11 @@ from scipy import stats
 
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.figures import need_columns
+from adalora_qat.evaluate.metrics import METRICS
 from adalora_qat.evaluate.robustness import DEGRADATIONS, WHOLE_IMAGE, parse_altered
 from adalora_qat.evaluate.style import DASHES, FAINT, MARKERS, SERIES, canvas, house_style
-from adalora_qat.evaluate.tables import metric_label
+from adalora_qat.evaluate.summaries import summarize
+from adalora_qat.evaluate.tables import Column, Spread, Table, Value, metric_digits, metric_label
 
 Parsed = Sequence[tuple[str, float] | None]
 
@@ -64,8 +66,9 @@ def jitter_figure(cases: pd.DataFrame, metric: str = "dsc") -> Figure:
         axes.set(
             xlabel="Each edge of the true box moved by up to ± px",
             ylabel=metric_label(metric),
-            title=f"{metric_label(metric)} and the box",
+            title=f"{metric_label(metric)} and the box{_counted(cases)}",
         )
+        _within_bounds(axes, metric)
         axes.legend(loc="lower left")
     return figure
 
@@ -96,8 +99,43 @@ def degradation_figure(cases: pd.DataFrame, metric: str = "dsc") -> Figure:
         for row in grid:
             row[0].set_ylabel(metric_label(metric))
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4)
+        title = _counted(cases).removeprefix(", ") or None
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, title=title)
+        _within_bounds(grid.flat[0], metric)
     return figure
+
+
+def sweep_table(cases: pd.DataFrame, slug: str, title: str, metric: str = "dsc") -> Table:
+    """Return mean ± sd of each model at each box and alteration, with n and the change.
+
+    Parameters
+    ----------
+    cases : columns ``model``, ``box``, ``altered`` and metric; the first setting of each model
+        is what its others are compared with.
+    """
+    need_columns(cases, "sweep_table", "model", "box", "altered", metric)
+    label = metric_label(metric)
+    rows: list[tuple[Value, ...]] = []
+    for model, part in cases.groupby("model", sort=False):
+        first: float | None = None
+        for (box, altered), at in part.groupby(["box", "altered"], sort=False):
+            found = summarize(at[metric])
+            first = found.mean if first is None else first
+            spread = Spread(found.mean, found.sd)
+            change = found.mean - first
+            rows.append(
+                (str(model), str(box), str(altered), found.n, found.dropped, spread, change)
+            )
+    columns = (
+        Column("Model"), Column("Box"), Column("Image"), Column("n"), Column("dropped"),
+        Column(label, metric_digits(metric)),
+        Column(f"Δ {label}", metric_digits(metric), signed=True),
+    )  # fmt: skip
+    caption = (
+        "Mean ± standard deviation over the same cases at every setting; Δ is the difference "
+        "to the model's first row."
+    )
+    return Table(slug, title, caption, columns, tuple(rows))
 
 
 def _degradation_panel(
@@ -153,6 +191,19 @@ def _interval(values: pd.Series[float]) -> tuple[float, float]:
         return float(values.mean()), 0.0
     half = float(stats.t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
     return float(values.mean()), half
+
+
+def _counted(cases: pd.DataFrame) -> str:
+    """Return ", n = 12 cases" where cases are named, for the figure itself."""
+    return f", n = {cases['id'].nunique()} cases" if "id" in cases else ""
+
+
+def _within_bounds(axes: Axes, metric: str) -> None:
+    """Keep the axis within what a share can be: t intervals of few cases reach beyond."""
+    if metric not in METRICS or METRICS[metric].unit:
+        return
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(1.02, high))
 
 
 def _jitter(box: str) -> float:

@@ -117,7 +117,7 @@ def ssim_figure(
     """
     if not cases:
         raise DataError("the SSIM figure needs at least one case")
-    heads = ("Input", "Truth", f"SSIM, {baseline}", f"SSIM, {quantized}", "ΔSSIM")
+    heads = ("Input", "Truth", f"SSIM\n{baseline}", f"SSIM\n{quantized}", "ΔSSIM")
     pairs = [
         (ssim_map(c.image, c.truth, c.baseline), ssim_map(c.image, c.truth, c.quantized))
         for c in cases

@@ -74,12 +74,14 @@ class Study:
     cases : every model's per-case table, one below the other, ``model`` as named here.
     facts : model → facts.
     comparisons : pooled and by group, Holm-adjusted as one family.
+    latency_note : how the latencies among the facts were taken.
     """
 
     baseline: str
     cases: pd.DataFrame
     facts: Mapping[str, ModelFacts]
     comparisons: tuple[Comparison, ...]
+    latency_note: str = ""
 
     @property
     def models(self) -> list[str]:
@@ -109,6 +111,7 @@ def compare_models(
     metrics: Sequence[str] = SCORES,
     by: Sequence[str] = ("source", "label"),
     margins: Mapping[str, float] | None = None,
+    latency_note: str = "",
     **options: Any,
 ) -> Study:
     """Compare every model with the baseline on the same cases.
@@ -119,6 +122,7 @@ def compare_models(
     baseline : one of these names.
     facts : name → facts; a model without any has dashes in Tables 2 and 3.
     metrics, by, margins, options : as for ``statistics.compare_groups``.
+    latency_note : how the facts' latencies were taken, for the caption of Table 2.
 
     Raises
     ------
@@ -149,6 +153,7 @@ def compare_models(
         {name: (facts or {}).get(name, ModelFacts()) for name in cases},
         # One family over all models: each pair alone would be corrected too little.
         holm_adjusted(found),
+        latency_note,
     )
 
 
@@ -157,8 +162,13 @@ def write_study(study: Study, folder: Path) -> list[Path]:
     written = write_tables(study.tables, folder)
     lines = "\n".join(f"- {line}" for line in study.verdicts)
     write_text(folder / "verdicts.md", f"Baseline: {study.baseline}\n\n{lines}\n")
-    write_json(folder / "comparisons.json", [_finite(asdict(c)) for c in study.comparisons])
+    write_json(folder / "comparisons.json", comparison_values(study))
     return [*written, folder / "verdicts.md", folder / "comparisons.json"]
+
+
+def comparison_values(study: Study) -> list[dict[str, Any]]:
+    """Return every comparison as plain values for JSON, null for what is not a number."""
+    return [_finite(asdict(comparison)) for comparison in study.comparisons]
 
 
 def segmentation_table(study: Study) -> Table:
@@ -254,7 +264,7 @@ def efficiency_table(study: Study) -> Table:
         "Total counts the whole model (encoder, prompt encoder, decoder, adapters); the paper’s "
         "89.7 M is SAM ViT-B’s image encoder alone. Reduction = total / trainable. File: bytes "
         "of the file that ships, 1 MB = 10⁶ bytes. Latencies compare only within one run on one "
-        f"machine. {ATTRIBUTION}"
+        f"machine. {study.latency_note + ' ' if study.latency_note else ''}{ATTRIBUTION}"
     )
     return Table("table-2-efficiency", "Parameter efficiency", caption, columns, tuple(rows))
 

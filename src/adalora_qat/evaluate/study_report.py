@@ -30,6 +30,7 @@ def study_content(
     galleries: Sequence[Gallery] = (),
     tables: Sequence[Table] = (),
     provenance: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
 ) -> ReportContent:
     """Assemble the page of a comparison: the paper's tables, verdicts, figures and cases.
 
@@ -38,6 +39,7 @@ def study_content(
     figures : further figures (SSIM maps, weight error, robustness), in order.
     galleries : cases to look through.
     tables : further tables, such as the weight error's.
+    sections : further sections, placed before the galleries.
     """
     segmentation, differences, efficiency, ablation = study.tables
     dice = [
@@ -45,22 +47,26 @@ def study_content(
         for said, c in zip(study.verdicts, study.comparisons, strict=True)
         if c.by == POOLED and c.metric == "dsc"
     ]
-    sections = [
+    body = [
         Section("segmentation", "Segmentation", (segmentation,)),
-        Section("differences", "Differences", (*dice, differences)),
+        # A single model has nothing to differ from.
+        Section(
+            "differences", "Differences", (*dice, *([differences] if differences.rows else []))
+        ),
         Section("efficiency", "Efficiency", (efficiency, *_front(study))),
         Section("ablation", "Ablation", (ablation,)),
         Section("by-case", "Across cases", tuple(case_figures(study.cases))),
         Section("further", "Further figures", (*figures, *tables)),
+        *sections,
         *(Section(f"{g.slug}-section", g.title, (g,)) for g in galleries),
     ]
     return ReportContent(
         title,
         lede,
-        tuple(section for section in sections if section.blocks),
+        tuple(section for section in body if section.blocks),
         headline(study),
         dict(provenance or {}),
-        {"Every comparison in words": "\n\n".join(study.verdicts)},
+        {"Every comparison in words": "\n\n".join(study.verdicts)} if study.verdicts else {},
     )
 
 

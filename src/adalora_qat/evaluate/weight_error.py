@@ -140,6 +140,44 @@ def weight_error_figure(layers: Sequence[LayerWeights], seed: int = 0) -> Figure
     return figure
 
 
+def weight_error_by_layer(statistics: pd.DataFrame) -> Figure:
+    """Draw μ, σ (beside s/√12) and r of each layer in the model's order, and of the whole model.
+
+    Parameters
+    ----------
+    statistics : as from ``weight_error_statistics``.
+    """
+    whole = statistics[statistics["layer"] == WHOLE].iloc[0]
+    layers = statistics[statistics["layer"] != WHOLE].reset_index(drop=True)
+    place = np.arange(1, len(layers) + 1)
+    with house_style():
+        figure = canvas(7.2, 5.4)
+        mean, sd, r = figure.subplots(3, 1, sharex=True)
+        mean.plot(place, layers["mean"], "o", color=BLUE, markersize=3)
+        mean.axhline(whole["mean"], color=VERMILION, linewidth=1.1, linestyle="--",
+                     label=f"whole model: {whole['mean']:.1e}")  # fmt: skip
+        mean.axhline(WEIGHT_ERROR_MEAN, color=FAINT, linewidth=1.0, linestyle=":",
+                     label=f"paper, whole model: {WEIGHT_ERROR_MEAN:.1e}")  # fmt: skip
+        mean.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        sd.plot(place, layers["expected_sd"], color=ORANGE, linestyle=":", label="s/√12")
+        sd.plot(place, layers["sd"], "o", color=BLUE, markersize=3)
+        sd.axhline(whole["sd"], color=VERMILION, linewidth=1.1, linestyle="--",
+                   label=f"whole model: {whole['sd']:.1e}")  # fmt: skip
+        sd.axhline(WEIGHT_ERROR_SD, color=FAINT, linewidth=1.0, linestyle=":",
+                   label=f"paper, whole model: {WEIGHT_ERROR_SD:.1e}")  # fmt: skip
+        sd.set_yscale("log")
+        r.plot(place, 1 - layers["correlation"], "o", color=BLUE, markersize=3)
+        r.axhline(1 - whole["correlation"], color=VERMILION, linewidth=1.1, linestyle="--",
+                  label=f"whole model: r = {whole['correlation']:.6f}")  # fmt: skip
+        r.set_yscale("log")
+        r.set_xlabel("Layer, in the model's order (names in the table)")
+        labels = ("μ of the error", "σ of the error", "1 − r, FP32 with INT8")
+        for axes, label in zip((mean, sd, r), labels, strict=True):
+            axes.set_ylabel(label)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7.5)
+    return figure
+
+
 @dataclass(frozen=True)
 class _Pool:
     fp32: Reals
@@ -152,9 +190,11 @@ class _Pool:
 def _pooled(layers: Sequence[LayerWeights]) -> _Pool:
     steps: dict[float, int] = {}
     for layer in layers:
-        values = np.asarray(layer.step, np.float64).ravel()
-        for value in values:
-            steps[float(value)] = steps.get(float(value), 0) + layer.fp32.size // values.size
+        # A step a weight (groups) would be millions of entries: count the distinct ones.
+        values, times = np.unique(np.asarray(layer.step, np.float64), return_counts=True)
+        weights = layer.fp32.size // int(times.sum())
+        for value, count in zip(values.tolist(), times.tolist(), strict=True):
+            steps[value] = steps.get(value, 0) + count * weights
     return _Pool(
         np.concatenate([np.asarray(layer.fp32, np.float64).ravel() for layer in layers]),
         np.concatenate([layer.error for layer in layers]),
