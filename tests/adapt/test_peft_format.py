@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import SamVisionConfig
+from transformers import SamConfig, SamModel, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from adalora_qat.adapt.inject import adapters, inject
+from adalora_qat.adapt.inject import adapters, inject, svd_adapters
 from adalora_qat.adapt.peft_format import inject_peft, read_peft, save_peft
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.model.sam import Segmenter, random_segmenter
 
 RANKS = {"0.qkv": 5, "1.qkv": 0, "2.qkv": 2}
 
@@ -186,15 +187,91 @@ def test_a_sam_encoder_goes_through_peft(tmp_path: Path) -> None:
         assert torch.allclose(theirs(pixels).last_hidden_state, wanted, atol=1e-5)
 
 
+def test_a_whole_sam_goes_through_peft_with_its_decoder(tmp_path: Path) -> None:
+    ours = random_segmenter("tiny-vit-test", 0, attention="eager")
+    base = sam_of(ours)
+    trained = random_segmenter("tiny-vit-test", 0, attention="eager")
+    inject(trained.image_encoder, AdaptConfig(rank=4, schedule=()), seed=0)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for adapter in svd_adapters(trained.image_encoder).values():
+            adapter.lam.normal_()
+        for parameter in trained.mask_decoder.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    modules = {"mask_decoder": trained.mask_decoder}
+    save_peft(
+        tmp_path, adapters(trained.image_encoder), base_model="b", prefix="vision_encoder.",
+        modules=modules,
+    )  # fmt: skip
+    images, boxes = torch.randn(1, 3, 64, 64), torch.tensor([[[5.0, 6.0, 50.0, 40.0]]])
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    inject_peft(
+        ours.image_encoder, tmp_path, prefix="vision_encoder.",
+        modules={"mask_decoder": ours.mask_decoder},
+    )  # fmt: skip
+    with torch.no_grad():
+        wanted, _ = trained(images, boxes)
+        again, _ = ours(images, boxes)
+        logits = theirs(pixel_values=images, input_boxes=boxes, multimask_output=False).pred_masks
+    assert torch.allclose(again, wanted, atol=1e-5)
+    # The encoder's and neck's norms have the same epsilon; the rest is PEFT's own arithmetic.
+    assert torch.allclose(logits[:, :, 0], wanted, atol=1e-5)
+    card = (tmp_path / "README.md").read_text()
+    assert "and the whole `mask_decoder`" in card
+    assert "base = SamModel.from_pretrained('b')" in card
+
+
+def sam_of(segmenter: Segmenter) -> SamModel:
+    """Return transformers' own model with the same weights."""
+    config = SamConfig(
+        vision_config=segmenter.image_encoder.config,
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 8},
+        mask_decoder_config={
+            "hidden_size": 32, "iou_head_hidden_dim": 32, "mlp_dim": 256, "layer_norm_eps": 1e-5,
+        },
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = SamModel(config).eval()
+    state = {
+        name.replace("image_encoder.", "vision_encoder.", 1): tensor
+        for name, tensor in segmenter.state_dict().items()
+    }
+    shared = "positional_embedding"
+    embedding = segmenter.prompt_encoder.shared_embedding.get_parameter(shared)
+    model.load_state_dict({**state, f"shared_image_embedding.{shared}": embedding})
+    return model
+
+
+def test_modules_saved_whole_must_be_named(tmp_path: Path) -> None:
+    head = nn.Linear(2, 3)
+    model = adapted("lora")
+    save_peft(tmp_path, adapters(model), base_model="b", modules={"head": head})
+    with pytest.raises(CheckpointError, match=r"whole modules \['head'\]"):
+        inject_peft(Stack(), tmp_path)
+    again = Stack()
+    with pytest.raises(CheckpointError, match=r"head does not fit"):
+        inject_peft(again, tmp_path, modules={"head": nn.Linear(2, 2)})
+    assert not adapters(again)
+    other = nn.Linear(2, 3)
+    inject_peft(again, tmp_path, modules={"head": other})
+    assert torch.equal(other.weight, head.weight)
+
+
 def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     save_peft(
-        tmp_path, adapters(adapted("adalora", RANKS)), base_model="a/b", description="On phantoms."
+        tmp_path,
+        adapters(adapted("adalora", RANKS)),
+        base_model="a/b",
+        description="On phantoms.",
+        facts={"recipe": "demo", "seed": "3"},
     )
     card = (tmp_path / "README.md").read_text()
     assert card.startswith('---\nbase_model: "a/b"\nlibrary_name: peft\n')
     assert "On phantoms." in card
     assert "| `1.qkv` | 0 |" in card
     assert "| sum | 7 |" in card
+    assert "| recipe | demo |\n| seed | 3 |" in card
+    assert "The folder holds the low-rank update of 3 layers, as safetensors." in card
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
@@ -216,7 +293,6 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "'IA3' is not supported"),
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias='all'"),
-        ({"modules_to_save": ["head"]}, "modules_to_save"),
         ({"peft_type": "LORA"}, "lacks 'lora_A.weight'"),
     ],
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from adalora_qat.adapt.inject import Adapter, inject, load_adapter_state, stored_ranks
 from adalora_qat.adapt.lora import LoRALinear
+from adalora_qat.adapt.model_card import model_card
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.files import atomic_write, write_json, write_text
+from adalora_qat.model.weights import load_strictly
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
@@ -37,7 +39,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
     "lora_bias": (False, None),
     "trainable_token_indices": (None, []),
 }
@@ -52,11 +53,13 @@ class PeftFolder:
     method : which kind of adapter.
     state : ``<layer>.<tensor>`` → tensor, as ``inject.adapter_state`` gives it.
     base_model : what it was trained on, as the folder says.
+    modules : name → state of the modules that were trained and saved whole, beside the adapter.
     """
 
     method: Literal["adalora", "lora"]
     state: dict[str, Tensor]
     base_model: str | None
+    modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -70,7 +73,9 @@ def save_peft(
     *,
     base_model: str,
     prefix: str = "",
+    modules: Mapping[str, nn.Module] | None = None,
     description: str = "",
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write adapters as a folder that PEFT loads: configuration, weights and model card.
 
@@ -82,7 +87,10 @@ def save_peft(
     base_model : Hub id or folder of the pretrained model.
     prefix : put before each name, for a model in which the adapted module is a part:
         "vision_encoder." for transformers' ``SamModel``.
+    modules : what trained whole and belongs to it, by its full name in that model: a mask
+        decoder. PEFT puts them back with the adapter (``modules_to_save``).
     description : a paragraph for the model card.
+    facts : rows of its table on the training: recipe, data, results.
 
     Raises
     ------
@@ -97,11 +105,19 @@ def save_peft(
     svd = {f"{prefix}{n}": a for n, a in adapters.items() if isinstance(a, SVDLinear)}
     lora = {f"{prefix}{n}": a for n, a in adapters.items() if isinstance(a, LoRALinear)}
     config, tensors = _adalora_to_peft(svd) if svd else _lora_to_peft(lora)
-    config |= {"base_model_name_or_path": base_model, "inference_mode": True, "bias": "none"}
+    whole = dict(modules or {})
+    config |= {
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "bias": "none",
+        "modules_to_save": list(whole) or None,
+    }
+    for name, module in whole.items():
+        tensors |= {f"{_PREFIX}{name}.{k}": _plain(t) for k, t in module.state_dict().items()}
     ranks = {name: adapter.active_rank for name, adapter in (svd or lora).items()}
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / CARD, _card(config, ranks, description))
+    write_text(folder / CARD, model_card(config, ranks, description, facts or {}))
     # Last, because its presence makes the folder an adapter.
     write_json(folder / CONFIG, config)
 
@@ -129,6 +145,7 @@ def read_peft(folder: Path, *, prefix: str = "") -> PeftFolder:
     for key, plain in _UNSUPPORTED.items():
         if config.get(key, plain[0]) not in plain:
             raise CheckpointError(f"{folder}: {key}={config[key]!r} is not supported")
+    modules = _take_modules(tensors, config.get("modules_to_save") or [])
     layers = _by_layer(folder, tensors, prefix)
     state: dict[str, Tensor] = {}
     for name, parts in layers.items():
@@ -141,26 +158,42 @@ def read_peft(folder: Path, *, prefix: str = "") -> PeftFolder:
             ) from None
         state |= {f"{name}.{leaf}": tensor for leaf, tensor in own.items()}
     base = config.get("base_model_name_or_path")
-    return PeftFolder("adalora" if method == "adalora" else "lora", state, base)
+    return PeftFolder("adalora" if method == "adalora" else "lora", state, base, modules)
 
 
-def inject_peft(module: nn.Module, folder: Path, *, prefix: str = "") -> dict[str, Adapter]:
+def inject_peft(
+    module: nn.Module,
+    folder: Path,
+    *,
+    prefix: str = "",
+    modules: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Adapter]:
     """Put the adapters of a PEFT folder into ``module``, at their stored ranks.
+
+    ``modules``: where what was saved whole goes, by the names that ``save_peft`` was given.
 
     Raises
     ------
     CheckpointError
-        As ``read_peft``, or if the adapters do not fit the model's layers.
+        As ``read_peft``, or if the adapters do not fit the model's layers, or if ``modules``
+        are not those of the folder. The model is left as it was.
     ConfigError
         If the model lacks a layer that the folder adapts, or has adapters already.
     """
     stored = read_peft(folder, prefix=prefix)
-    ranks = stored.ranks
+    ranks, whole = stored.ranks, dict(modules or {})
+    if set(whole) != set(stored.modules):
+        raise CheckpointError(
+            f"{folder} holds whole modules {sorted(stored.modules)} beside the adapter, and "
+            f"modules={sorted(whole)} were given: name exactly those"
+        )
     config = AdaptConfig(method=stored.method, targets=tuple(ranks), schedule=(), rank=1)
     # The seed is idle: every drawn tensor is overwritten.
     found = inject(module, config, seed=0, ranks=ranks)
     try:
         load_adapter_state(module, stored.state)
+        for name, part in whole.items():
+            load_strictly(part, stored.modules[name], f"{folder}, {name}")
     except CheckpointError:
         for name, adapter in found.items():
             module.set_submodule(name, adapter.to_linear())
@@ -280,6 +313,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+def _take_modules(tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Take the tensors of the modules saved whole out of ``tensors``."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in names:
+        start = f"{_PREFIX}{name}."
+        keys = [key for key in tensors if key.startswith(start)]
+        found[name] = {key.removeprefix(start): tensors.pop(key) for key in keys}
+    return found
+
+
 def _by_layer(
     folder: Path, tensors: Mapping[str, Tensor], prefix: str
 ) -> dict[str, dict[str, Tensor]]:
@@ -299,36 +342,3 @@ def _by_layer(
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
-
-
-def _card(config: Mapping[str, Any], ranks: Mapping[str, int], description: str) -> str:
-    base, method = config["base_model_name_or_path"], config["peft_type"]
-    rows = "\n".join(f"| `{name}` | {rank} |" for name, rank in ranks.items())
-    return f"""---
-base_model: {json.dumps(base)}
-library_name: peft
-pipeline_tag: image-segmentation
-tags:
-- adalora-qat
-- {method.lower()}
-- medical
-- segment-anything
----
-
-# {method} adapter for {base}
-
-{description or "Low-rank adaptation of the image encoder, trained with adalora-qat."}
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
-```
-
-Not a medical device. Masks need review by a qualified reader.
-
-| layer | rank |
-|---|---|
-{rows}
-| sum | {sum(ranks.values())} |
-"""

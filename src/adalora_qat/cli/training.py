@@ -152,6 +152,26 @@ def convert(
 
 
 @app.command()
+def adapter(
+    run: Annotated[Path, typer.Argument(help="A run folder whose stage 1 has ended.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write stage 1's adapter as a folder for PEFT and the Hub: weights, card, decoder if trained.
+
+    Adapters of ViT variants load onto transformers' SamModel.
+    """
+    from adalora_qat.checkpoint import RunFolder
+    from adalora_qat.train.adapter_folder import write_adapter_folder
+
+    ranks = write_adapter_folder(RunFolder.open(run), out)
+    if as_json:
+        print_json({"folder": str(out), "ranks": ranks})
+        return
+    out_console.print(f"{out}: {len(ranks)} layers, {sum(ranks.values())} ranks in all")
+
+
+@app.command()
 def params(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
     overrides: Annotated[
