@@ -4,7 +4,8 @@
 
 Phantoms stand in for radiographs (JPEG of 512 px, or of the side where that is larger), so
 that anyone can run it. One figure is batches of 16 drawn until ``--seconds`` have passed,
-after a warm epoch, in this process (workers 0) or through PyTorch's DataLoader.
+after a warm epoch: in the drawing thread alone (workers 0), through the training feed's
+threads, and through the processes of PyTorch's DataLoader.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +29,24 @@ from torch.utils.data import DataLoader
 from _machine import describe_machine
 from adalora_qat.config import AugmentConfig, DataConfig
 from adalora_qat.data.cache import PlaneCache
-from adalora_qat.data.dataset import Batch, SegmentationDataset, collate
+from adalora_qat.data.dataset import SegmentationDataset, collate
 from adalora_qat.data.geometry import Frame
 from adalora_qat.data.phantom import phantom
 from adalora_qat.data.records import Record
 from adalora_qat.files import write_json
+from adalora_qat.train.feed import Feed
+from adalora_qat.train.sampling import plan_epoch
 
 BATCH = 16
 # Phantoms take longer to make than to read: few of them, saved often, time the feed as well.
 DIFFERENT = 16
 
 
-def make_records(folder: Path, count: int, side: int) -> list[Record]:
-    """Write ``count`` image files and their lung masks."""
+def make_records(folder: Path, images: int, side: int) -> list[Record]:
+    """Write ``images`` image files and their lung masks."""
     records = []
-    made = [phantom(seed, side) for seed in range(min(count, DIFFERENT))]
-    for number in range(count):
+    made = [phantom(seed, side) for seed in range(min(images, DIFFERENT))]
+    for number in range(images):
         one = made[number % len(made)]
         image, mask = folder / f"{number}.jpg", folder / f"{number}.png"
         pixels = one.image.copy()
@@ -54,39 +58,51 @@ def make_records(folder: Path, count: int, side: int) -> list[Record]:
     return records
 
 
-def batches(dataset: SegmentationDataset, workers: int) -> Iterator[Batch]:
-    """Yield batches of one epoch after another, without end."""
-    if workers:
-        loader = DataLoader(
-            dataset,
-            batch_size=BATCH,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=True,
-            drop_last=True,
-        )
-        while True:
-            yield from loader
+def drawn_alone(dataset: SegmentationDataset) -> Iterator[int]:
+    """Yield the sizes of batches made by this thread, without end."""
     while True:
         for first in range(0, len(dataset) - BATCH + 1, BATCH):
-            yield collate([dataset[index] for index in range(first, first + BATCH)])
+            yield len(collate([dataset[index] for index in range(first, first + BATCH)]))
 
 
-def rates(dataset: SegmentationDataset, workers: int, seconds: float) -> dict[str, float]:
+def by_threads(dataset: SegmentationDataset, workers: int) -> Iterator[int]:
+    """Yield the sizes of batches of the feed that training uses."""
+    feed, device = Feed(dataset, workers=workers), torch.device("cpu")
+    for epoch in count(1):
+        plan = [m for step in plan_epoch(len(dataset), BATCH, seed=0, epoch=epoch) for m in step]
+        feed.begin(epoch, plan)
+        for micro in plan:
+            yield len(feed.batch(micro, device)[1])
+
+
+def by_processes(dataset: SegmentationDataset, workers: int) -> Iterator[int]:
+    """Yield the sizes of batches of a DataLoader."""
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    while True:
+        yield from map(len, loader)
+
+
+def rates(feed: Iterator[int], images: int, seconds: float, *, alone: bool) -> dict[str, float]:
     """Draw batches for a while; one epoch before does not count.
 
     The rate by this process's own processor time tells what one core gives, also on a machine
     that is busy with other things; workers' time is not in it, so it is left out with them.
     """
-    feed = batches(dataset, workers)
-    for _ in range(max(1, len(dataset) // BATCH)):
+    for _ in range(max(1, images // BATCH)):
         next(feed)
-    start, cpu_start, count = time.perf_counter(), time.process_time(), 0
+    start, cpu_start, drawn = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
-        count += len(next(feed))
-    found = {"images_per_second": round(count / (time.perf_counter() - start), 1)}
-    if not workers:
-        found["images_per_core_second"] = round(count / (time.process_time() - cpu_start), 1)
+        drawn += next(feed)
+    found = {"images_per_second": round(drawn / (time.perf_counter() - start), 1)}
+    if alone:
+        found["images_per_core_second"] = round(drawn / (time.process_time() - cpu_start), 1)
     return found
 
 
@@ -110,9 +126,17 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
         ):
             dataset = SegmentationDataset(records, config, frame, cache=kept)
             for workers in arguments.workers:
-                found = rates(dataset, workers, arguments.seconds)
-                rows.append(_row(way, arguments, workers, found))
-                print(json.dumps(rows[-1]), flush=True)
+                feeds = (
+                    {"threads": by_threads, "processes": by_processes}
+                    if workers
+                    else {"alone": lambda given, _: drawn_alone(given)}
+                )
+                for kind, feed in feeds.items():
+                    found = rates(
+                        feed(dataset, workers), len(records), arguments.seconds, alone=not workers
+                    )
+                    rows.append(_row(f"{way}, {kind}", arguments, workers, found))
+                    print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
