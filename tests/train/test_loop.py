@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
 from adalora_qat.data.records import Record
-from adalora_qat.errors import ConfigError, TrainingError
+from adalora_qat.errors import CheckpointError, ConfigError, TrainingError
 from adalora_qat.model.weights import build
 from adalora_qat.train import objective
 from adalora_qat.train.stages import Resources, Training
@@ -217,3 +218,23 @@ def test_tensorboard_is_told_what_the_history_says(
     expected = [(row["step"], pytest.approx(row["total"])) for row in rows(run)]
     assert found["stage1/total"] == expected
     assert len(found["stage1/val_dice"]) == 3
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    tmp_path: Path, tiny: Tiny, phantoms: list[Record]
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(report: StepReport) -> None:
+        if report.epoch == 2:
+            raise StopError
+
+    frozen = ("stage1.encoder=frozen", "adapt.method=none")
+    with pytest.raises(StopError):
+        stage1(tmp_path / "one", tiny(*frozen), phantoms, on_step=stop)
+    # As if its files had been copied into the run of another recipe.
+    full = RunFolder.create(tmp_path / "two", tiny("stage1.encoder=full", "adapt.method=none"))
+    shutil.copytree(tmp_path / "one" / "stage1", full.stage("stage1"))
+    with pytest.raises(CheckpointError, match=r"another model or recipe .*image_encoder"):
+        Training(full, phantoms[:7], phantoms[7:], Resources(cpu=True)).stage1()

@@ -312,13 +312,14 @@ class Loop:
         Raises
         ------
         CheckpointError
-            If it was written by another number of processes.
+            If it was written by another number of processes, or is of another model.
         """
         found = latest_checkpoint(self.folder)
         if found is None:
             return False
         tensors, state = found
         _check_processes(state["processes"], self.accelerator.num_processes)
+        _check_same_model(self.folder, self.parameters, _under("weight.", tensors))
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
         for name, adapter in self.adapters.items():
@@ -366,4 +367,17 @@ def _check_processes(before: int, now: int) -> None:
         raise CheckpointError(
             f"the checkpoint was written by {before} processes and cannot continue exactly on "
             f"{now}; start {before} processes, or train anew in another folder"
+        )
+
+
+def _check_same_model(
+    folder: Path, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> None:
+    own = {(name, tuple(parameter.shape)) for name, parameter in parameters.items()}
+    theirs = {(name, tuple(tensor.shape)) for name, tensor in stored.items()}
+    if own != theirs:
+        shown = ", ".join(f"{name} {shape}" for name, shape in sorted(own ^ theirs)[:4])
+        raise CheckpointError(
+            f"the checkpoint in {folder} is of another model or recipe (it differs in {shown}); "
+            "give the recipe that it was trained with, or train anew in another folder"
         )
