@@ -26,6 +26,7 @@ from adalora_qat.evaluate.report import (
     Section,
     case_table,
     drawn,
+    reduced,
     render,
     write_report,
 )
@@ -176,6 +177,29 @@ def test_doubled_and_missing_are_refused() -> None:
         Gallery("g", "G", (one,), ("INT4",))
     with pytest.raises(DataError, match="at most 4"):
         Gallery("g", "G", (one,), tuple("abcde"))
+
+
+def test_a_reduced_case_looks_the_same_and_counts_as_before() -> None:
+    whole = case(2, side=600)
+    small = reduced(whole, ("FP32", "INT8"), side=448)
+    assert small.image.shape == (448, 448)
+    assert small.size == (600, 600)
+    differing = int((whole.masks["FP32"] != whole.masks["INT8"]).sum())
+    pages = [
+        render(
+            ReportContent(
+                "T", "s", (Section("c", "C", (Gallery("g", "G", (each,), ("FP32", "INT8"),
+                ("FP32", "INT8")),)),)
+            )
+        )
+        for each in (whole, small)
+    ]  # fmt: skip
+    for page in pages:
+        assert f"{differing:,} of 360,000 px" in page
+        assert "600 × 600" in page
+    boxes = [re.search(r'<rect class="box" (.*?)/>', page) for page in pages]
+    assert boxes[0] and boxes[1]
+    assert boxes[0][1] == boxes[1][1]
 
 
 def test_hundred_cases_weigh_less_than_ten_megabytes() -> None:

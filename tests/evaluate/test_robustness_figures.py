@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from adalora_qat.errors import DataError
-from adalora_qat.evaluate.robustness_figures import degradation_figure, jitter_figure
+from adalora_qat.evaluate.robustness_figures import degradation_figure, jitter_figure, sweep_table
 
 
 def rows(model: str, dsc: list[float], **constant: str) -> pd.DataFrame:
@@ -61,3 +61,37 @@ def test_a_panel_a_kind_and_the_image_as_read_in_each() -> None:
 def test_nothing_degraded_is_told() -> None:
     with pytest.raises(DataError, match="no degraded case"):
         degradation_figure(rows("A", [0.9]))
+
+
+def test_the_number_of_cases_stands_in_the_figures() -> None:
+    table = pd.concat(
+        [
+            rows("A", [0.9, 1.0]).assign(id=["a", "b"]),
+            rows("A", [0.7, 0.8], altered="noise=0.1", box="oracle").assign(id=["a", "b"]),
+        ],
+        ignore_index=True,
+    )
+    assert jitter_figure(table).axes[0].get_title(loc="left") == "DSC and the box, n = 2 cases"
+    assert degradation_figure(table).legends[0].get_title().get_text() == "n = 2 cases"
+
+
+def test_intervals_do_not_stretch_the_axis_beyond_a_share() -> None:
+    table = pd.concat(
+        [rows("A", [0.1, 1.0]), rows("A", [0.0, 1.0], altered="noise=0.1")], ignore_index=True
+    )
+    low, high = degradation_figure(table).axes[0].get_ylim()
+    assert low == 0
+    assert high == 1.02
+
+
+def test_a_sweep_as_a_table_counts_and_compares_with_its_first_row() -> None:
+    table = pd.concat(
+        [rows("A", [0.9, 1.0]), rows("A", [0.7, float("nan")], altered="noise=0.1")],
+        ignore_index=True,
+    )
+    found = sweep_table(table, "sweep", "A sweep")
+    first, second = found.rows
+    assert first[:5] == ("A", "oracle", "as-read", 2, 0)
+    assert second[:5] == ("A", "oracle", "noise=0.1", 1, 1)
+    assert first[6] == pytest.approx(0)
+    assert second[6] == pytest.approx(0.7 - 0.95)

@@ -159,3 +159,9 @@ def test_latex_holds_only_what_pdflatex_sets(study: Study) -> None:
     for table in study.tables:
         beyond = {c for c in latex(table) if ord(c) > 0x7F} - set("’“”")
         assert not beyond, (table.slug, beyond)
+
+
+def test_how_latencies_were_taken_stands_in_the_caption() -> None:
+    two = {"a": cases(DECODER), "b": cases(DECODER)}
+    found = compare_models(two, "a", resamples=50, latency_note="On one machine, in turn.")
+    assert "On one machine, in turn." in found.tables[2].caption

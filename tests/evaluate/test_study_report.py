@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adalora_qat.evaluate.report import Figure, render
+from adalora_qat.evaluate.report import Figure, Section, render
 from adalora_qat.evaluate.study import ModelFacts, Study, compare_models
 from adalora_qat.evaluate.study_report import case_figures, study_content
 
@@ -57,3 +57,19 @@ def test_models_without_a_size_have_no_front() -> None:
     plain = compare_models({"a": cases(0), "b": cases(0)}, "a", metrics=("dsc",), resamples=50)
     blocks = study_content("S", "s", plain).sections[2].blocks
     assert not any(isinstance(block, Figure) for block in blocks)
+
+
+def test_further_sections_stand_before_the_galleries(study: Study) -> None:
+    content = study_content("S", "s", study, sections=[Section("more", "More", ("Words.",))])
+    assert [section.slug for section in content.sections][-1] == "more"
+    # A section without content would be an empty heading.
+    empty = study_content("S", "s", study, sections=[Section("none", "None", ())])
+    assert "none" not in [section.slug for section in empty.sections]
+
+
+def test_one_model_alone_has_no_differences() -> None:
+    table = cases(0).assign(model="only")
+    alone = Study("only", table, {"only": ModelFacts()}, ())
+    content = study_content("S", "s", alone)
+    assert "differences" not in [section.slug for section in content.sections]
+    assert not content.attachments

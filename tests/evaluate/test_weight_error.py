@@ -10,6 +10,7 @@ from adalora_qat.evaluate.tables import latex
 from adalora_qat.evaluate.weight_error import (
     WHOLE,
     LayerWeights,
+    weight_error_by_layer,
     weight_error_figure,
     weight_error_statistics,
     weight_error_table,
@@ -104,3 +105,25 @@ def test_wrong_shapes_are_told() -> None:
         LayerWeights("a", np.zeros(2), np.zeros(3), 1.0)
     with pytest.raises(DataError, match="at least one"):
         weight_error_statistics([])
+
+
+def test_layers_stand_in_order_beside_the_whole_and_the_paper() -> None:
+    table = weight_error_statistics([layer("a", 0.01), layer("b", 0.04, seed=1)])
+    mean, sd, r = weight_error_by_layer(table).axes
+    dots = next(line for line in sd.lines if line.get_marker() == "o")
+    assert list(dots.get_xdata()) == [1, 2]
+    assert list(dots.get_ydata()) == pytest.approx(
+        [0.01 / math.sqrt(12), 0.04 / math.sqrt(12)], rel=0.02
+    )
+    assert {text.get_text() for text in mean.get_legend().get_texts()} >= {
+        "paper, whole model: 2.7e-05"
+    }
+    assert "paper, whole model: 7.8e-03" in {t.get_text() for t in sd.get_legend().get_texts()}
+    assert r.get_yscale() == "log"
+
+
+def test_a_step_a_weight_counts_like_a_step_a_layer() -> None:
+    one = layer("a", 0.01)
+    each = LayerWeights("a", one.fp32, one.int8, np.full(one.fp32.shape, 0.01))
+    first, second = (weight_error_statistics([given]).iloc[0] for given in (one, each))
+    assert second["expected_sd"] == pytest.approx(first["expected_sd"])
