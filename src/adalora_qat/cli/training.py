@@ -44,7 +44,7 @@ def demo(
             "phantoms, with the recipe litemedsam."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 40,
+    count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 36,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     cpu: Cpu = False,
     overrides: Annotated[
