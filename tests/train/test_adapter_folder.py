@@ -42,6 +42,7 @@ def test_a_run_becomes_a_folder_that_peft_loads(
         ours, found = stored(images, boxes)[0], theirs(images, boxes)[0]
     assert torch.allclose(found, ours, atol=1e-5)
     card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "It began with random weights" in card
     for line in ("| recipe | demo |", "| weights it began with | random |", "| epochs | 3 |"):
         assert line in card
     assert "Dice, boxes from the true masks | 0." in card

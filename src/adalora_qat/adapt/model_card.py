@@ -44,7 +44,6 @@ The folder holds the low-rank update of {len(ranks)} layers{also}, as safetensor
 
 ```python
 from peft import PeftModel
-
 {_loading(base, ranks)}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
@@ -65,4 +64,4 @@ def _loading(base: str, ranks: Mapping[str, int]) -> str:
     if all(name.startswith("vision_encoder.") for name in ranks):
         lines = ("from transformers import SamModel", f"base = SamModel.from_pretrained({base!r})")
         return "\n\n".join(lines)
-    return f"base = ...  # the model whose weights are {base}"
+    return f"\nbase = ...  # the model whose weights are {base}"

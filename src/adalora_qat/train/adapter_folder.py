@@ -42,6 +42,9 @@ def write_adapter_folder(run: RunFolder, out: Path) -> dict[str, int]:
         .removeprefix("hub:")
         .removeprefix("package:"),
         prefix="image_encoder." if tiny else "vision_encoder.",
+        description="It began with random weights, so it is for tests and benchmarks only."
+        if config.model.init == "random"
+        else "",
         modules={"mask_decoder": segmenter.mask_decoder} if trained else {},
         facts={
             "recipe": config.name,
