@@ -137,3 +137,25 @@ def test_convert_runs_no_pickled_code(tmp_path: Path) -> None:
     refused(bomb, "pickled code, which is never run")
     assert "ran" not in bomb.stdout.split()
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "convert", "adapter"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert len(result.stdout) > 200
+
+
+def test_params_set_the_papers_figures_beside_ours() -> None:
+    result = run("params", "sam-vit-base-decoder-only", "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["paper"]["paper_name"] == "SAM Decoder FT"
+    trainable = next(r for r in answer["paper"]["rows"] if r["column"] == "trainable (M)")
+    assert (round(trainable["start"], 2), trainable["paper"]) == (4.06, 3.8)
+    assert answer["bytes"]["float32"] == 4 * 93_735_728
+
+
+def test_an_adapter_needs_a_run(tmp_path: Path) -> None:
+    refused(run("adapter", tmp_path / "none", "--out", tmp_path / "out"), "is not a run folder")
+    assert not (tmp_path / "out").exists()

@@ -55,6 +55,15 @@ def summary() -> dict[str, Any]:
     }
 
 
+def test_of_several_prunings_in_an_epoch_the_last_counts(run: Path) -> None:
+    with (run / "stage1" / "ranks.csv").open("a") as file:
+        file.write("3,2,5,a.qkv,7,3,0.5\n3,2,5,b.qkv,1,0,0.4\n")
+    table = rank_history(run)
+    last = table[table["epoch"] == 2].set_index("layer")["rank"]
+    assert last.to_dict() == {"a.qkv": 3, "b.qkv": 0}
+    assert len(table) == 6
+
+
 def one_case() -> Case:
     image = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     mask = np.zeros((64, 64), bool)
