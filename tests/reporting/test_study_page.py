@@ -1,9 +1,11 @@
 """The whole page from a run folder, what it keeps, and that it goes on where it stopped."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,6 +15,7 @@ from adalora_qat.reporting import measure as measure_module
 from adalora_qat.reporting.measure import Bench, some
 from adalora_qat.reporting.models import Model, models_of
 from adalora_qat.reporting.study_page import Scope, choose_baseline, report_study
+from adalora_qat.reporting.tables import entries_of
 
 SMALL = Scope(jitter_cases=2, robustness_cases=2, speed_cases=0, gallery_cases=4)
 
@@ -66,6 +69,27 @@ def test_tables_stand_beside_the_page_too(page: Path) -> None:
     tables = page.with_name("report_files") / "tables"
     assert "Full QAT" in (tables / "table-1-segmentation.md").read_text("utf-8")
     assert "booktabs" in (tables / "table-2-efficiency.tex").read_text("utf-8")
+
+
+def test_every_drawing_stands_beside_the_page_as_a_picture_of_its_own(page: Path) -> None:
+    folder = page.with_name("report_files") / "figures"
+    for name in ("fig-2-ssim", "fig-3-weight-error", "degradations", "front"):
+        root = ElementTree.parse(folder / f"{name}.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("viewBox")
+    # The page's colours are its own; a file outside it has ink.
+    assert not any("var(--" in file.read_text("utf-8") for file in folder.iterdir())
+
+
+def test_the_folder_names_what_the_last_report_compared(page: Path) -> None:
+    folder = page.with_name("report_files")
+    leftover = folder / "cases" / "adalora-of-an-older-training"
+    shutil.copytree(next(folder.glob("cases/adalora-*")), leftover)
+    names = [entry.name for entry in entries_of(str(folder))]
+    shutil.rmtree(leftover)
+    assert names == [
+        "Random weights", "Decoder fine-tuning", "AdaLoRA", "PTQ", "Full QAT", "Full QAT, ONNX",
+    ]  # fmt: skip
 
 
 def test_what_was_measured_is_not_measured_again(

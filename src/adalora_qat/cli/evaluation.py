@@ -210,11 +210,12 @@ def _print_study(study: Study) -> None:
 
 
 def _print_verdicts(study: Study) -> None:
-    """Print the pooled verdicts; those by group stand in the files."""
+    """Print the pooled verdicts on DSC; the other metrics and groups stand in the files."""
     from adalora_qat.evaluate.summaries import POOLED
 
     said = zip(study.comparisons, study.verdicts, strict=True)
-    for verdict in (words for comparison, words in said if comparison.by == POOLED):
-        out_console.print(f"- {verdict}", markup=False, highlight=False, soft_wrap=True)
+    for comparison, words in said:
+        if comparison.by == POOLED and comparison.metric == "dsc":
+            out_console.print(f"- {words}", markup=False, highlight=False, soft_wrap=True)
     if any(comparison.cautions for comparison in study.comparisons):
         err_console.print("[bold]Some models do not compare on equal terms: see the cautions.[/]")

@@ -145,6 +145,15 @@ def inline_svg(figure: Figure, slug: str, alt: str) -> str:
     return _labelled(svg, alt)
 
 
+def standalone_svg(svg: str) -> str:
+    """Return an element that ``inline_svg`` made as a file of its own, ink on white."""
+    for colour, variable in _PAGE_COLOURS:
+        svg = svg.replace(f"var({variable})", colour.lower())
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\sstyle="[^"]*"', "", head)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head} style="background:#ffffff">{rest}\n'
+
+
 def _labelled(svg: str, alt: str) -> str:
     """Give the root element its role, its name, and a size that follows the page.
 

@@ -38,6 +38,8 @@ from adalora_qat.reporting.models import Model
 
 Progress = Callable[[int, int, str], None]
 
+STUDY_FILE: Final = "study.json"
+"""Names the evaluations that the last report compared: older ones stay beside them."""
 SPEED_ROUNDS: Final = 3
 LATENCY_NOTE: Final = (
     "CPU latency: median over {n} images and {rounds} rounds, models in turn, each round in a "

@@ -10,13 +10,15 @@ from typing import Any, Final
 from adalora_qat.checkpoint import RunFolder, provenance
 from adalora_qat.config import dump_config
 from adalora_qat.errors import DataError
-from adalora_qat.evaluate.report import Gallery, ReportContent, Section, write_report
+from adalora_qat.evaluate.report import Figure, Gallery, ReportContent, Section, write_report
 from adalora_qat.evaluate.study import Study, compare_models, write_study
 from adalora_qat.evaluate.study_report import study_content
-from adalora_qat.files import sha256_file
+from adalora_qat.evaluate.style import standalone_svg
+from adalora_qat.files import sha256_file, write_json, write_text
 from adalora_qat.reporting.measure import (
     LATENCY_NOTE,
     SPEED_ROUNDS,
+    STUDY_FILE,
     Bench,
     Measured,
     latencies,
@@ -95,8 +97,22 @@ def report_study(
     bench.watch.phase("figures")
     content = _content(study, found, bench, scope)
     write_study(study, bench.folder / "tables")
+    write_figures(content, bench.folder / "figures")
+    listed = [m.folder.relative_to(bench.folder).as_posix() for m in found]
+    write_json(bench.folder / STUDY_FILE, {"baseline": chosen, "evaluations": listed})
     write_report(content, out)
     return study
+
+
+def write_figures(content: ReportContent, folder: Path) -> list[Path]:
+    """Write every drawn figure of a page as SVG, in ink on white; return the paths."""
+    written = []
+    for section in content.sections:
+        for block in section.blocks:
+            if isinstance(block, Figure) and isinstance(block.picture, str):
+                written.append(folder / f"{block.slug}.svg")
+                write_text(written[-1], standalone_svg(block.picture))
+    return written
 
 
 def choose_baseline(models: Sequence[Model], given: str | None) -> str:

@@ -16,11 +16,12 @@ from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import read_cases
 from adalora_qat.evaluate.study import ModelFacts, Study, compare_models
 from adalora_qat.reporting.facts import facts_of, read_facts
+from adalora_qat.reporting.measure import STUDY_FILE
 from adalora_qat.reporting.models import NESTED_BASELINE, Model, models_of, named
 
 TABLE_SUFFIXES: Final = (".csv", ".parquet")
-# Where evaluations lie inside a run folder, a report's folder, or a folder of evaluations.
-PLACES: Final = ("evaluation/*", "*_files/cases/*", "cases/*", "*")
+# Where evaluations lie inside a demo's run folder, or any folder of evaluations.
+PLACES: Final = ("evaluation/*", "*")
 DEMO_NAMES: Final = {
     "zero_shot": "pretrained", "stage1": "stage1", "ptq": "ptq", "qat": "stage2",
     "int8_runtime": "onnx",
@@ -133,7 +134,7 @@ def _in_folder(path: Path) -> Iterator[Entry]:
         if own.is_file():
             yield from _in_table(path if own.suffix == ".parquet" else own)
             return
-    found = sorted({f.parent for place in PLACES for f in path.glob(f"{place}/cases.parquet")})
+    found = _evaluations(path)
     if not found:
         raise DataError(
             f"{path} holds no per-case table; make one with `adalora-qat evaluate` or "
@@ -143,6 +144,17 @@ def _in_folder(path: Path) -> Iterator[Entry]:
     for folder in found:
         for entry in _in_table(folder):
             yield replace(entry, facts=entry.facts or known.get(folder.name))
+
+
+def _evaluations(path: Path) -> list[Path]:
+    """Return the evaluations of the last report in a folder, or all that lie in it."""
+    listed = path / STUDY_FILE
+    if not listed.is_file():
+        return sorted({f.parent for place in PLACES for f in path.glob(f"{place}/cases.parquet")})
+    try:
+        return [path / name for name in json.loads(listed.read_text("utf-8"))["evaluations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listed} is damaged; make the report again") from error
 
 
 def _in_table(path: Path) -> Iterator[Entry]:
