@@ -246,7 +246,7 @@ class RunConfig(Section):
     compile: bool = False
     gradient_checkpointing: bool = False
     """Keep only the inputs of the encoder's layers and compute the rest again in the backward
-    pass: less memory, about a third more time, the same result. ViT encoders only."""
+    pass: less memory for one more forward pass of the encoder, the same result. ViT only."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapt: AdaptConfig = AdaptConfig()
