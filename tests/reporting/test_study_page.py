@@ -17,6 +17,7 @@ from adalora_qat.reporting.models import Model, models_of
 from adalora_qat.reporting.study_page import Scope, choose_baseline, report_study
 from adalora_qat.reporting.tables import entries_of
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SMALL = Scope(jitter_cases=2, robustness_cases=2, speed_cases=0, gallery_cases=4)
 
 
@@ -69,6 +70,28 @@ def test_tables_stand_beside_the_page_too(page: Path) -> None:
     tables = page.with_name("report_files") / "tables"
     assert "Full QAT" in (tables / "table-1-segmentation.md").read_text("utf-8")
     assert "booktabs" in (tables / "table-2-efficiency.tex").read_text("utf-8")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_page_opens_in_a_browser_at_any_width(page: Path, width: int) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    problems: list[str] = []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = chromium.new_page(viewport={"width": width, "height": 800})
+        view.on("console", lambda message: problems.append(message.text))
+        view.on("pageerror", lambda error: problems.append(str(error)))
+        view.goto(page.as_uri())
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        shown = view.locator("#cases article:visible").count()
+        view.locator("#cases input[type=search]").fill("no such case")
+        assert shown == 4
+        assert view.locator("#cases article:visible").count() == 0
+        chromium.close()
+    assert problems == []
 
 
 def test_every_drawing_stands_beside_the_page_as_a_picture_of_its_own(page: Path) -> None:

@@ -136,7 +136,7 @@ def report(
     ] = 24,
     robustness_cases: Annotated[
         int, typer.Option(min=0, help="Cases of the sweep over degradations; 0 leaves it out.")
-    ] = 12,
+    ] = 8,
     speed_cases: Annotated[
         int, typer.Option(min=0, help="Images that latency is timed on; 0 leaves it out.")
     ] = 5,

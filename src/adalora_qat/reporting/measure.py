@@ -32,7 +32,7 @@ from adalora_qat.evaluate.robustness import (
 from adalora_qat.evaluate.study import ModelFacts
 from adalora_qat.export.bench import compare_speed
 from adalora_qat.files import write_json, write_text
-from adalora_qat.predictor import Predictor
+from adalora_qat.reporting.embeddings import remembering
 from adalora_qat.reporting.facts import facts_of, read_facts, write_facts
 from adalora_qat.reporting.models import Model
 
@@ -194,7 +194,10 @@ def _sweep(
         whole = out / f"sweep-{tag}.csv"
         if not whole.is_file():
             bench.watch.phase(f"{model.name}: {part}, {len(records)} cases")
-            predictor: Predictor = model.open(cpu=bench.cpu)[0]
+            predictor, segmenter = model.open(cpu=bench.cpu)
+            if segmenter is not None and evaluate is evaluate_prompts:
+                # The images stay, only boxes move. One more is the evaluation's own probe.
+                predictor = remembering(segmenter, model.name, len(records) + 1)
             steps = (len(settings) + 1) * len(records)
             told, jobs = _as_one(bench.watch.progress, steps), bench.jobs
             found = evaluate(predictor, records, [bench.target], out=out, progress=told, jobs=jobs)

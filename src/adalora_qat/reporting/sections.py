@@ -174,7 +174,7 @@ def weight_section(found: Measured) -> Section:
         blocks.append(
             drawn(
                 f"fig-3-layer-{number}",
-                f"{layer.name}: the layer with the {rank} correlation",
+                f"The layer with the {rank} correlation: {layer.name}",
                 "a flat histogram, as rounding gives in a single layer; peaks at its ends are "
                 "clipped or few weights.",
                 f"The same four panels for the layer {layer.name}.",

@@ -57,7 +57,7 @@ class Scope:
     """
 
     jitter_cases: int = 24
-    robustness_cases: int = 12
+    robustness_cases: int = 8
     speed_cases: int = 5
     gallery_cases: int = 100
     weight_error: bool = True
