@@ -1,0 +1,107 @@
+"""LiteMedSAM in ONNX Runtime: FP32 against the policies full and int8-all, in turn.
+
+    python benchmarks/litemedsam_speed.py [--images 6] [--rounds 4] [--threads 2]
+
+writes ``litemedsam.json`` into results/speed. Published weights, not fine-tuned, quantized after
+a calibration on phantoms: the speeds are those of any trained model of this shape, the Dice is
+that of these weights on phantoms. The load of the machine is in the file: ratios of a machine
+that does other work are rough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from _machine import describe_machine
+from adalora_qat.config import ExportConfig, ModelConfig
+from adalora_qat.data.geometry import boxes_to_model, image_to_model, mask_box
+from adalora_qat.data.phantom import phantom
+from adalora_qat.export.bench_report import BenchModel, bench, cases_of, phantom_records
+from adalora_qat.export.onnx import export_onnx
+from adalora_qat.export.parity import ParityCase
+from adalora_qat.model.weights import build
+from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.convert import convert
+from adalora_qat.quantize.policy import load_policy
+from adalora_qat.quantize.prepare import freeze, observe, prepare
+
+POLICIES = ("none", "full", "int8-all")
+CALIBRATION, CHECKED = range(100, 108), range(2)
+# Untrained weights are not held to the gate of a model that ships.
+OPEN = ExportConfig(min_dice=0, min_pixel_agreement=0)
+
+
+def seen(seed: int, frame: Any) -> ParityCase:
+    """Return a phantom and the box of its lungs as the model sees them."""
+    made = phantom(seed)
+    image, frame_map = image_to_model(made.image, frame)
+    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
+    return ParityCase(f"phantom {seed}", image, boxes, (frame.side, frame.side))
+
+
+def exported(policy: str, folder: Path) -> BenchModel:
+    """Quantize and export the published weights."""
+    segmenter, _ = build(ModelConfig())
+    frame = segmenter.variant.frame
+    fold_batch_norms(segmenter)
+    if policy != "none":
+        prepare(segmenter, load_policy(policy))
+        observe(segmenter)
+        with torch.inference_mode():
+            for case in (seen(seed, frame) for seed in CALIBRATION):
+                segmenter(torch.from_numpy(case.image)[None], torch.from_numpy(case.boxes)[None])
+        freeze(segmenter)
+        convert(segmenter)
+    path, cases = folder / f"{policy}.onnx", [seen(seed, frame) for seed in CHECKED]
+    made = export_onnx(segmenter, path, cases, policy=policy, sources={}, gate=OPEN)
+    return BenchModel(f"ONNX {policy}", path, policy, made.size_bytes)
+
+
+def main() -> None:
+    """Export, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("results/speed"))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = [exported(policy, folder) for policy in POLICIES]
+        cases = cases_of(phantom_records(folder / "phantoms", given.images))
+        before = os.getloadavg()[0]
+        found = bench(models, cases, given.rounds, given.threads)
+    for row in found["rows"]:
+        print(
+            f"{row['name']:16} {row['size_bytes'] / 1e6:6.2f} MB {row['median_s'] * 1e3:6.0f} ms "
+            f"({row['p10_s'] * 1e3:.0f}-{row['p90_s'] * 1e3:.0f}) {row['peak_mb']:5.0f} MB peak "
+            f"Dice {row['dice_mean']:.4f} agreement {row['agreement']['dice_mean']:.4f}"
+        )
+    print("\n".join(found["words"]))
+    result = {
+        "command": " ".join(["python", "benchmarks/litemedsam_speed.py", *sys.argv[1:]]),
+        "weights": "published, not fine-tuned",
+        "data": f"{given.images} phantoms, exact boxes",
+        "rounds": given.rounds,
+        "threads": given.threads,
+        "load_average_before": round(before, 2),
+        "load_average_after": round(os.getloadavg()[0], 2),
+        **describe_machine(),
+        **found,
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "litemedsam.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
