@@ -74,6 +74,9 @@ def measure(
 ) -> dict[str, Measured]:
     """Time the segmentation of ``cases`` (already decoded) with each model, in turn.
 
+    Each process also imports the caller's main module: what a script imports at its top counts
+    as the memory of every model.
+
     Parameters
     ----------
     models : name → a stage's ``model.safetensors`` (PyTorch) or an ONNX file.
