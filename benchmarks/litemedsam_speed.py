@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from _machine import describe_machine
 
 if TYPE_CHECKING:
