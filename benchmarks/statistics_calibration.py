@@ -151,8 +151,8 @@ def calibrate(study: Study, count: int, resamples: int, seed: int) -> dict[str, 
 def claimed(d: Reals, clusters: NDArray[np.int64]) -> bool:
     """Return whether two one-sided tests claim equivalence, as ``compare`` does."""
     estimate = clustered_mean(d, clusters)
-    above, below = estimate.p_above(-DEFAULT_MARGIN), estimate.p_below(DEFAULT_MARGIN)
-    return max(above, below) < ALPHA
+    above = estimate.cautious_p_above(-DEFAULT_MARGIN)
+    return max(above, estimate.cautious_p_below(DEFAULT_MARGIN)) < ALPHA
 
 
 def tables(d: Reals) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -125,6 +125,29 @@ def test_skewness_costs_level_as_simulated() -> None:
     assert skewed_level([0.1, 0.1, 0.1], 0.05) == skewed_level([1.0, 2.0], 0.05) == 0.05
 
 
+def test_cautious_tests_keep_their_level_under_skewness() -> None:
+    rng = np.random.default_rng(3)
+    draws = (rng.gamma(4, 1, (3000, 80)) - 4) * 0.005 + 0.005  # skewed, the mean at the margin
+    plain = cautious = 0
+    for d in draws:
+        estimate = clustered_mean(d, np.arange(80))
+        plain += estimate.p_below(0.005) < 0.05
+        cautious += estimate.cautious_p_below(0.005) < 0.05
+        assert estimate.cautious_p_below(0.005) >= estimate.p_below(0.005)
+    # Standard error of these rates: 0.004.
+    assert plain / 3000 > 0.058
+    assert cautious / 3000 < 0.058
+
+
+def test_cautious_tests_are_plain_without_skewness() -> None:
+    d = np.concatenate([np.linspace(-1, 1, 21), [0.5, -0.5]])
+    estimate = clustered_mean(d, np.arange(23))
+    assert estimate.cautious_p_above(-0.3) == pytest.approx(estimate.p_above(-0.3))
+    assert estimate.cautious_p_below(0.3) == pytest.approx(estimate.p_below(0.3))
+    alone = clustered_mean([0.1], [0])
+    assert math.isnan(alone.cautious_p_above(0)) and math.isnan(alone.cautious_p_below(0))
+
+
 def test_bootstrap_as_scipy() -> None:
     rng = np.random.default_rng(4)
     clusters = np.repeat(np.arange(40), rng.integers(1, 4, 40))

@@ -74,11 +74,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    """A mean with its standard error and the degrees of freedom of its t distribution."""
+    """A mean with its standard error and the degrees of freedom of its t distribution.
+
+    ``skewness`` is that of the units (patients) whose variation the error comes from.
+    """
 
     mean: float
     standard_error: float
     degrees: int
+    skewness: float = 0.0
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Return the two-sided t interval; NaN without degrees of freedom."""
@@ -98,7 +102,29 @@ class MeanEstimate:
 
     def p_below(self, bound: float) -> float:
         """Return the one-sided p-value for "the mean is less than ``bound``"."""
-        return MeanEstimate(-self.mean, self.standard_error, self.degrees).p_above(-bound)
+        return self._mirrored().p_above(-bound)
+
+    def cautious_p_above(self, bound: float) -> float:
+        """Return the larger of ``p_above`` and its value corrected for skewness.
+
+        t̃ = t + γt²/(3√G) + γ²t³/(27G) + γ/(6√G) with the skewness γ of G units takes the first
+        order of the skewness out of t (Hall 1992, J R Stat Soc B 54:221). Where differences
+        are seldom large, plain tests at 5 % claim too much in 6 to 12 of 100 studies.
+        """
+        plain = self.p_above(bound)
+        if math.isnan(plain):
+            return plain
+        t = (self.mean - bound) / self.standard_error
+        g = self.skewness / math.sqrt(self.degrees + 1)
+        corrected = t + g * t**2 / 3 + g**2 * t**3 / 27 + g / 6
+        return max(plain, float(stats.t.sf(corrected, self.degrees)))
+
+    def cautious_p_below(self, bound: float) -> float:
+        """Return the larger of ``p_below`` and its value corrected for skewness."""
+        return self._mirrored().cautious_p_above(-bound)
+
+    def _mirrored(self) -> MeanEstimate:
+        return MeanEstimate(-self.mean, self.standard_error, self.degrees, -self.skewness)
 
 
 def clustered_mean(differences: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
@@ -119,11 +145,12 @@ def clustered_mean(differences: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     if count < 2:
         return MeanEstimate(mean, math.nan, 0)
     variance = count / (count - 1) * float(sums @ sums) / d.size**2
-    return MeanEstimate(mean, math.sqrt(variance), count - 1)
+    skewness = float(stats.skew(sums)) if np.ptp(sums) > _SAME else 0.0
+    return MeanEstimate(mean, math.sqrt(variance), count - 1, skewness)
 
 
 def skewed_level(unit_means: ArrayLike, alpha: float) -> float:
-    """Return about what level one-sided t-tests at ``alpha`` have in the worse direction.
+    """Return about what level plain one-sided t-tests at ``alpha`` have in the worse direction.
 
     α + |γ|/(6√G) · (2z² + 1) φ(z), γ the skewness of the G units: the first term of the
     Edgeworth expansion of t (Hall 1992, The Bootstrap and Edgeworth Expansion, Sec. 2.6).
