@@ -94,6 +94,13 @@ def compare(
         bool,
         typer.Option("--drop-missing", help="Drop and count cases that one model lacks."),
     ] = False,
+    predict_times: Annotated[
+        bool,
+        typer.Option(
+            "--predict-times",
+            help="Show the evaluations' own times as latency; report times better.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare models case by case: the paper's Tables 1 to 3, tests, and verdicts in words."""
@@ -102,7 +109,14 @@ def compare(
 
     if out is not None and out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; give a folder")
-    study = study_of(evaluations, baseline, target or (), margin, drop_missing=drop_missing)
+    study = study_of(
+        evaluations,
+        baseline,
+        target or (),
+        margin,
+        drop_missing=drop_missing,
+        predict_times=predict_times,
+    )
     written = write_study(study, out) if out is not None else []
     if as_json:
         print_json({**_values(study), "files": list(map(str, written))})

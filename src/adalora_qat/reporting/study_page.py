@@ -15,6 +15,7 @@ from adalora_qat.evaluate.study import Study, compare_models, write_study
 from adalora_qat.evaluate.study_report import study_content
 from adalora_qat.evaluate.style import standalone_svg
 from adalora_qat.files import sha256_file, write_json, write_text
+from adalora_qat.reporting.facts import write_facts
 from adalora_qat.reporting.measure import (
     LATENCY_NOTE,
     SPEED_ROUNDS,
@@ -22,6 +23,7 @@ from adalora_qat.reporting.measure import (
     Bench,
     Measured,
     latencies,
+    machine_of,
     measure,
     sweep_degradations,
     sweep_prompts,
@@ -130,6 +132,9 @@ def choose_baseline(models: Sequence[Model], given: str | None) -> str:
 def _study(found: Sequence[Measured], bench: Bench, baseline: str, scope: Scope) -> Study:
     timed, n = latencies(bench, [m.model for m in found], scope.speed_cases)
     facts = {m.model.name: replace(m.facts, latency_ms=timed.get(m.model.name)) for m in found}
+    for m in found:  # so that ``compare`` has the latencies of one report
+        machine = machine_of(m.model, cpu=bench.cpu)
+        write_facts(m.folder, m.model.name, facts[m.model.name], machine)
     cases = {m.model.name: m.cases for m in found}
     note = LATENCY_NOTE.format(n=n, rounds=SPEED_ROUNDS) if timed else ""
     if len(cases) == 1:

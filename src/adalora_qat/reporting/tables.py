@@ -55,6 +55,7 @@ def study_of(
     margin: float | None = None,
     *,
     drop_missing: bool = False,
+    predict_times: bool = False,
 ) -> Study:
     """Read what the arguments name and compare everything with the baseline.
 
@@ -66,6 +67,7 @@ def study_of(
     targets : compare only these masks; none compares all.
     margin : of equivalence in DSC.
     drop_missing : drop and count cases that one model lacks, instead of refusing.
+    predict_times : show the evaluations' own times as latency.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def study_of(
     entries = distinct([entry for _, found in read for entry in found])
     chosen = _baseline(baseline, entries, read)
     cases = {entry.name: _of_targets(entry, targets) for entry in entries}
-    facts, note = _with_latency(entries)
+    facts, note = _with_latency(entries, predict_times=predict_times)
     margins = None if margin is None else {"dsc": margin}
     missing = "drop" if drop_missing else "error"
     return compare_models(cases, chosen, facts, margins=margins, latency_note=note, missing=missing)
@@ -234,19 +236,39 @@ def _of_targets(entry: Entry, targets: Sequence[str]) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
-def _with_latency(entries: Sequence[Entry]) -> tuple[dict[str, ModelFacts], str]:
-    """Take latencies from the evaluations, if one machine's CPU made them all."""
+def _with_latency(
+    entries: Sequence[Entry], *, predict_times: bool
+) -> tuple[dict[str, ModelFacts], str]:
+    """Keep latencies that may stand side by side, and say how they were taken."""
     facts = {entry.name: entry.facts for entry in entries if entry.facts is not None}
-    machines = {json.dumps(_cpu(entry.machine), sort_keys=True) for entry in entries}
-    if len(machines) != 1 or None in (_cpu(entry.machine) for entry in entries):
-        return facts, "No latency: the evaluations do not say that one machine’s CPU made them all."
+    if predict_times:
+        return _predict_times(entries, facts)
+    reports = {_folder(entry.path).parent.parent for entry in entries}
+    if len(reports) == 1 and any(known.latency_ms is not None for known in facts.values()):
+        return facts, "CPU latency: as a report measured it, models in turn."
+    plain = {name: replace(known, latency_ms=None) for name, known in facts.items()}
+    return plain, "No latency: only models that one report timed in turn can be set side by side."
+
+
+def _predict_times(
+    entries: Sequence[Entry], facts: Mapping[str, ModelFacts]
+) -> tuple[dict[str, ModelFacts], str]:
+    """Take latencies from the evaluations, if one machine's CPU made them all."""
+    machines = {_cpu(entry.machine) for entry in entries}
+    if len(machines) != 1 or None in machines:
+        raise DataError(
+            "the evaluations do not say that one machine's CPU made them all, so their times "
+            "cannot be set side by side; leave --predict-times out"
+        )
+    timed = dict(facts)
     for entry in entries:
         seconds = entry.cases["seconds"].median()
         if pd.notna(seconds):
-            known = facts.get(entry.name, ModelFacts())
-            facts[entry.name] = replace(known, latency_ms=1000 * float(seconds))
-    return facts, (
-        "CPU latency: median time of a predict call while evaluating, models one after another."
+            known = timed.get(entry.name, ModelFacts())
+            timed[entry.name] = replace(known, latency_ms=1000 * float(seconds))
+    return timed, (
+        "CPU latency: median time of a predict call while evaluating, one model after another: "
+        "other work on the machine is in it."
     )
 
 
