@@ -62,6 +62,8 @@ def test_the_page_has_each_table_and_figure_of_the_paper(page: Path) -> None:
     assert not re.search(r'(?:src|href)="https?:', html)
     assert html.count('<table class="data') == html.count('href="data:text/csv')
     assert html.count("figure-block") - html.count(".figure-block") <= html.count("Look for")
+    curves = html[html.index('id="curves-decoder-only"') :]
+    assert "Stage 1: Decoder fine-tuning" in curves[: curves.index("</figure>")]
     assert "2.7e-05" in html
     assert "7.8e-03" in html
 

@@ -26,7 +26,7 @@ from adalora_qat.evaluate.report import (
     reduced,
 )
 from adalora_qat.evaluate.robustness_figures import degradation_figure, jitter_figure, sweep_table
-from adalora_qat.evaluate.run_report import rank_history, training_history
+from adalora_qat.evaluate.run_report import STAGE_NAMES, rank_history, training_history
 from adalora_qat.evaluate.ssim import SsimCase, ssim_figure
 from adalora_qat.evaluate.tables import Column, Table, Value
 from adalora_qat.evaluate.weight_error import (
@@ -37,10 +37,11 @@ from adalora_qat.evaluate.weight_error import (
     weight_error_table,
 )
 from adalora_qat.reporting.measure import Bench, Measured, slug, some
+from adalora_qat.reporting.models import stage_name
 from adalora_qat.reporting.weights import layer_weights, telling_layers
 
 SSIM_SIDE: Final = 1024
-OUTLINE_SIDE: Final = 512
+OUTLINE_SIDE: Final = 320
 WORST: Final = 10
 SHOWN_METRICS: Final = ("dsc", "iou", "nsd_deepmind2d_2px", "hd95_px")
 
@@ -190,6 +191,9 @@ def training_section(runs: Sequence[RunFolder]) -> Section:
     for run in runs:
         name = run.path.resolve().name
         history, ranks = training_history(run.path), rank_history(run.path)
+        # Stage 1 is not AdaLoRA in every run: a baseline's is decoder fine-tuning.
+        first = f"Stage 1: {stage_name(run.config, 'stage1')}"
+        history["stage"] = history["stage"].replace(STAGE_NAMES["stage1"], first)
         if not history.empty:
             blocks.append(
                 drawn(
