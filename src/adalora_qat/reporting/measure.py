@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pandas as pd
+import torch
 
 from adalora_qat.checkpoint import provenance
 from adalora_qat.data.records import Record
@@ -78,7 +79,11 @@ class Bench:
 
     def place(self, part: str, model: Model, records: Sequence[Record]) -> Path:
         """Return the folder of a model's results: its name, and a hash of what decides them."""
-        stated = (model.sha256, model.name, records_fingerprint(records, [self.target]))
+        # Other threads or another device add up in another order: answers differ in their last
+        # bits, and such results are not gone on with.
+        machine = (torch.get_num_threads(), self.cpu or not torch.cuda.is_available())
+        cases = records_fingerprint(records, [self.target])
+        stated = (model.sha256, model.name, cases, machine)
         tag = hashlib.sha256(repr(stated).encode()).hexdigest()[:10]
         return self.folder / part / f"{slug(model.name)}-{tag}"
 
