@@ -133,7 +133,7 @@ def run_demo(
         speed = compare_speed(
             {"pytorch_fp32": run.stage("stage1") / MODEL_FILE, "onnx_fp32": out / "fp32.onnx",
              "int8": out / "int8.onnx"},
-            [record.image for record in records["test"][:5]],
+            [record.image for record in records["test"][:3]],
             progress=watch.progress,
         )  # fmt: skip
     rows = [summarise(name, table) for name, table in tables.items()]
