@@ -71,7 +71,7 @@ def test_figure_has_five_pictures_a_row_and_one_scale() -> None:
     pictures = [axes for axes in figure.axes if axes.images]
     assert len(pictures) == 10
     assert [axes.get_title(loc="left") for axes in pictures[:5]] == [
-        "Input", "Truth", "SSIM, base", "SSIM, INT8", "ΔSSIM",
+        "Input", "Truth", "SSIM\nbase", "SSIM\nINT8", "ΔSSIM",
     ]  # fmt: skip
     assert pictures[4].images[0].get_clim() == pictures[9].images[0].get_clim()
     gained = pictures[4].images[0].get_array()
