@@ -36,6 +36,8 @@ from adalora_qat.evaluate.style import (
 from adalora_qat.evaluate.tables import metric_label
 
 NO_CLASS: Final = "no class"
+_WIDEST: Final = 7.2
+"""Inches: the text width of an A4 page."""
 Mask = NDArray[np.bool_]
 
 
@@ -54,7 +56,9 @@ def dice_by_group(
     names, models = sorted(set(groups)), list(dict.fromkeys(cases["model"]))
     rng = np.random.default_rng(0)
     with house_style():
-        figure = canvas(max(4.8, 1.2 + 0.55 * len(names) * len(models)), 3.2)
+        # Wider than a page it would be shrunk to one, letters and all.
+        wanted = 1.2 + 0.55 * len(names) * len(models)
+        figure = canvas(min(max(4.8, wanted), _WIDEST), 3.2)
         axes = figure.subplots()
         width = 0.8 / len(models)
         for m, model in enumerate(models):
