@@ -70,8 +70,9 @@ class RunFolder:
         if existing.is_file():
             other = cls.open(path).config
             if other != config:
+                found = differences(_plain(other), _plain(config))
                 raise CheckpointError(
-                    f"{path} is a run of another configuration: {_differences(other, config)}; "
+                    f"{path} is a run of another configuration: {found}; "
                     "choose another --out, or give the same configuration to continue it"
                 )
         elif path.is_dir() and any(path.iterdir()):
@@ -248,6 +249,13 @@ def write_provenance(run: RunFolder, extra: Mapping[str, Any]) -> None:
     write_json(run.path / "provenance.json", provenance(extra))
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in words where two configurations differ, the first five places; "" if nowhere."""
+    a, b = _flat(there), _flat(here)
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return "; ".join(f"{key} is {a.get(key)!r} there, {b.get(key)!r} here" for key in keys[:5])
+
+
 def git_commit() -> str | None:
     """Return the commit of the source tree, "-dirty" added if it was changed, or None."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
@@ -291,10 +299,8 @@ def _checkpoints(folder: Path) -> Sequence[Path]:
     return sorted(folder.glob("step-*.safetensors")) if folder.is_dir() else []
 
 
-def _differences(one: RunConfig, other: RunConfig) -> str:
-    a, b = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-    return "; ".join(f"{key} is {a.get(key)!r} there, {b.get(key)!r} here" for key in keys[:5])
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -83,6 +83,12 @@ def train(
     stage: Annotated[
         int | None, typer.Option(min=1, max=2, help="Only this stage; both by default.")
     ] = None,
+    stage1: Annotated[
+        Path | None,
+        typer.Option(
+            "--stage1", metavar="RUN", help="Take the finished stage 1 of this run folder."
+        ),
+    ] = None,
     track: Annotated[
         list[Tracked] | None,
         typer.Option(help="Also tell the losses to this tracker; repeat for several."),
@@ -91,11 +97,13 @@ def train(
 ) -> None:
     """Train both stages; the same command continues an interrupted run.
 
+    With --stage1, several second stages (other policies, other settings) start from one first.
     On several GPUs or machines, start it with torchrun or accelerate launch.
     """
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.data.splits import read_manifest
     from adalora_qat.demo import draw_ranks
+    from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
 
@@ -103,9 +111,13 @@ def train(
     trackers = tuple(each.value for each in track or ())
     check_trackers(trackers)
     manifest = read_manifest(data)
+    # Before a folder is made, which a wrong recipe would otherwise own.
+    source = None if stage1 is None else source_of_stage1(stage1, config)
     processes = join(cpu=cpu)
     with processes.main_process_first():
         run = RunFolder.create(out, config)
+        if source is not None and processes.is_main_process:
+            inherit_stage1(run, source)
     with watching(shown=processes.is_main_process) as watch:
         training = Training(
             run,
