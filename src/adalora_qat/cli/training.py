@@ -89,6 +89,10 @@ def train(
             "--stage1", metavar="RUN", help="Take the finished stage 1 of this run folder."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of decoded images, for several runs to share; OUT/cache else."),
+    ] = None,
     track: Annotated[
         list[Tracked] | None,
         typer.Option(help="Also tell the losses to this tracker; repeat for several."),
@@ -123,7 +127,13 @@ def train(
             run,
             labelled_records(manifest, "train", config.data.prompt.targets),
             labelled_records(manifest, "val", config.data.prompt.targets),
-            Resources(cpu=cpu, track=trackers, on_step=watch.on_step, progress=watch.progress),
+            Resources(
+                cpu=cpu,
+                cache=cache,
+                track=trackers,
+                on_step=watch.on_step,
+                progress=watch.progress,
+            ),
         )
         if stage in (None, 1):
             training.stage1()
