@@ -32,13 +32,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adalora_qat.adapt.inject import adapters, inject
+from adalora_qat.adapt.inject import adapters, inject, match_linears
 from adalora_qat.config import AdaptConfig, QuantizeConfig, RunConfig, dump_config, validated
 from adalora_qat.errors import CheckpointError, UserError
 from adalora_qat.files import atomic_write, sha256_file, write_json, write_text
 from adalora_qat.model.sam import Segmenter, variant
 from adalora_qat.model.weights import load_strictly
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.branch import BranchedLinear
+from adalora_qat.quantize.compensate import branches, insert_branches
 from adalora_qat.quantize.layers import FakeQuantLayer
 from adalora_qat.quantize.policy import load_policy, parse_policy
 from adalora_qat.quantize.prepare import prepare, quantized_layers
@@ -114,6 +116,9 @@ def save_model(segmenter: Segmenter, path: Path, config: RunConfig, stage: str) 
         "ranks": _ranks(segmenter),
         "quantize": _quantization(segmenter, config.quantize),
     }
+    found = branches(segmenter)
+    if found:
+        description["branches"] = found
     return write_tensors(path, segmenter.state_dict(), description)
 
 
@@ -129,12 +134,16 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     segmenter = Segmenter(variant(description["variant"]).at_side(description["side"]))
     if description["ranks"]:
         config = AdaptConfig.model_validate(description["adapt"])
-        inject(segmenter.image_encoder, config, seed=0, ranks=description["ranks"])
+        # A target that is missing has a branch instead, and no adapter.
+        targets = match_linears(segmenter.image_encoder, config.targets)
+        ranks = dict.fromkeys(targets, 0) if description.get("branches") else {}
+        inject(segmenter.image_encoder, config, seed=0, ranks=ranks | description["ranks"])
     if description["quantize"] is not None:
         fold_batch_norms(segmenter)
         options = QuantizeConfig.model_validate(description["quantize"]["options"])
         policy = parse_policy(description["quantize"]["policy"], str(path))
         prepare(segmenter, policy, options)
+        insert_branches(segmenter, description.get("branches", {}), str(path))
     load_strictly(segmenter, tensors, str(path))
     return segmenter.eval(), description
 
@@ -280,6 +289,7 @@ def _ranks(segmenter: Segmenter) -> dict[str, int]:
     return {
         wrapped.get(adapter, name).removeprefix("image_encoder."): adapter.rank
         for name, adapter in found.items()
+        if not isinstance(adapter, BranchedLinear)
     }
 
 

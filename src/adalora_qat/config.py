@@ -211,21 +211,52 @@ class QuantizeConfig(Section):
     observer: Literal["minmax", "ema", "percentile", "mse"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     calibration_batches: Count = 8
+    compensate: Literal["none", "loftq", "lqer"] = "none"
+    """A low-rank branch in float16 beside each linear layer of few bits, started from what its
+    rounding loses: by LoftQ (Li et al. 2023), or weighed by the inputs as in LQER (Zhang et al.
+    2024). The layer's own adapter is merged before; the branch is trained as one."""
+    compensate_rank: Count = 8
+    """Rank of each branch. In SAM ViT-B, rank 4 keeps ``w4a8`` six times smaller than FP32."""
+    compensate_iterations: Count = 5
+    """Turns of quantizing and decomposing; the best one is kept."""
+    compensate_targets: tuple[str, ...] = ("image_encoder.*", "mask_decoder.*")
+    """fnmatch patterns over layer names."""
+    compensate_bits: Annotated[int, Field(ge=2, le=8)] = 4
+    """Only layers whose weights have at most this many bits."""
 
 
 class Stage2Config(Section):
-    """Quantization-aware fine-tuning (paper, Eq. 4): by default only Λ moves."""
+    """Quantization-aware fine-tuning (paper, Eq. 4): by default only Λ moves.
+
+    More than the paper's is for few bits. Weights train as FP32 masters whose rounding passes
+    gradients straight through, scales as in "Learned Step Size Quantization" (Esser et al. 2020),
+    and what is lost of stage 1's model can be asked back from it (Hinton et al. 2015).
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 5
     batch_size: Count = 16
     accumulate: Count = 1
-    train: tuple[Literal["lambda", "decoder", "scales"], ...] = ("lambda",)
+    train: tuple[Literal["lambda", "adapters", "encoder", "decoder", "scales"], ...] = ("lambda",)
+    """``lambda``: Λ of adapters and branches; ``adapters``: their P, Λ and Q (LoRA: A and B);
+    ``encoder``, ``decoder``: the part's own weights, biases and norms; ``scales``: of weights
+    and activations."""
     lr_lambda: Positive = 1e-6
+    lr_adapters: Positive = 1e-4
+    """Of P and Q; Λ keeps ``lr_lambda``."""
+    lr_encoder: Positive = 1e-5
     lr_decoder: Positive = 1e-5
     lr_scales: Positive = 1e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Positive | None = None
     patience: Count | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_decay: Literal["none", "cosine"] = "none"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """As in stage 1."""
+    distill: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from stage 1's masks, as soft targets."""
+    distill_embeddings: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the relative squared error of the image embeddings against stage 1's."""
 
 
 class ExportConfig(Section):

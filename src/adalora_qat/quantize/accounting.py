@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.errors import ConfigError
+from adalora_qat.quantize.branch import STORED
 from adalora_qat.quantize.convert import DequantizedParameter, QuantizedLayer
 from adalora_qat.quantize.fake_quant import integers_of
 from adalora_qat.quantize.layers import FakeQuantLayer, FakeQuantParameter
@@ -263,6 +264,9 @@ def _of_prepared(layer: FakeQuantLayer) -> Iterator[tuple[str, int, int]]:
     scales += int(sums)
     sums = sums and layer.weight_quantizer.numerics.granularity != "group"
     yield "scales", scales * _FLOAT32_BYTES, 0
+    if layer.branch is not None and layer.branch.rank:
+        values = layer.branch.P.numel() + layer.branch.Q.numel()
+        yield _FLOATS[STORED], values * STORED.itemsize, 0
     if layer.bias is not None:
         yield "INT32" if sums else "FP32", layer.bias.numel() * _FLOAT32_BYTES, layer.bias.numel()
 
@@ -271,6 +275,9 @@ def _of_converted(layer: QuantizedLayer) -> Iterator[tuple[str, int, int]]:
     yield _integers(layer.weight_int8.numel(), layer.numerics.weight or Numerics())
     scales = layer.weight_scale.numel() + (layer.input_scale is not None)
     yield "scales", scales * _FLOAT32_BYTES, 0
+    for factor in (layer.branch_out, layer.branch_in):
+        if factor is not None:
+            yield _FLOATS[factor.dtype], factor.nbytes, 0
     for precision, bias in (("INT32", layer.bias_int32), ("FP32", layer.bias)):
         if bias is not None:
             yield precision, bias.nbytes, bias.numel()

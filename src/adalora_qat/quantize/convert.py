@@ -6,6 +6,8 @@ A converted layer holds buffers only:
 - ``weight_scale`` float32, () per tensor, (C,) per channel, (C, G) per group
 - ``input_scale`` float32 (), or None where activations stay float32
 - ``bias_int32`` int32 of scale s_x·s_w, or ``bias`` float32 where there is no such scale
+- ``branch_out`` (out, R) and ``branch_in`` (R, in) float16, where a low-rank branch makes good
+  what few bits lose (``compensate``)
 
 Its forward is a float simulation, bit-identical to the fake-quantized layer's in float32.
 """
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adalora_qat.errors import ConfigError
+from adalora_qat.quantize.branch import STORED
 from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.layers import (
     FakeQuantLayer,
     FakeQuantParameter,
     integer_bias,
+    low_rank,
 )
 from adalora_qat.quantize.numerics import (
     LayerNumerics,
@@ -49,6 +53,8 @@ class QuantizedLayer(nn.Module):
     input_scale: Tensor | None
     bias_int32: Tensor | None
     bias: Tensor | None
+    branch_out: Tensor | None
+    branch_in: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class QuantizedLayer(nn.Module):
         *,
         integer_input: bool,
         has_bias: bool,
+        branch_rank: int = 0,
     ) -> None:
         """Make an empty layer of the right shapes, to be filled by ``convert`` or by loading."""
         super().__init__()
@@ -76,6 +83,11 @@ class QuantizedLayer(nn.Module):
             ("bias", torch.float32, has_bias and not integer_bias_fits),
         ):
             self.register_buffer(key, torch.zeros(channels, dtype=dtype) if present else None)
+        for key, sides in (
+            ("branch_out", (channels, branch_rank)),
+            ("branch_in", (branch_rank, weight_shape[-1])),
+        ):
+            self.register_buffer(key, torch.zeros(sides, dtype=STORED) if branch_rank else None)
 
     @property
     def weight(self) -> Tensor:
@@ -88,6 +100,17 @@ class QuantizedLayer(nn.Module):
         )
 
     @property
+    def branch_rank(self) -> int:
+        """The rank of the branch; 0 without one."""
+        return 0 if self.branch_in is None else len(self.branch_in)
+
+    def whole_weight(self) -> Tensor:
+        """Return the float32 weight with what the branch adds to it."""
+        if self.branch_out is None or self.branch_in is None:
+            return self.weight
+        return self.weight + self.branch_out.to(torch.float32) @ self.branch_in.to(torch.float32)
+
+    @property
     def integer_sums(self) -> bool:
         """Whether products are sums of integers, with one scale for each output."""
         return self.input_scale is not None and self.weight_scale.ndim < 2
@@ -95,13 +118,13 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Simulate the integer layer on float32 tensors."""
         if self.input_scale is None:
-            return self.operator(x, self.weight, self.bias)
+            return self.operator(x, self.whole_weight(), self.bias)
         limit = _required(self.numerics.activation, self.name).limit
         integers = quantize(x, self.input_scale, limit)
         if not self.integer_sums or sums_in_half(x):
             inputs = (integers.to(torch.float32) * self.input_scale).to(x.dtype)
-            return self.operator(inputs, self.weight, self.float_bias())
-        return integer_forward(
+            return self.operator(inputs, self.whole_weight(), self.float_bias())
+        out = integer_forward(
             self.operator,
             integers,
             self.weight_int8.to(torch.float32),
@@ -109,6 +132,10 @@ class QuantizedLayer(nn.Module):
             self.input_scale,
             self.weight_scale,
         )
+        if self.branch_out is None or self.branch_in is None:
+            return out
+        factors = self.branch_out.to(torch.float32), self.branch_in.to(torch.float32)
+        return out + low_rank(integers * self.input_scale, *factors)
 
     def float_bias(self) -> Tensor | None:
         """Return the float32 bias that the layer adds, or None."""
@@ -119,7 +146,7 @@ class QuantizedLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """Return the float32 layer with the dequantized weight and bias."""
         layer = self.operator.empty_layer(tuple(self.weight_int8.shape))
-        layer.weight = nn.Parameter(self.weight.detach().clone())
+        layer.weight = nn.Parameter(self.whole_weight().detach().clone())
         bias = self.float_bias()
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone())
@@ -276,9 +303,14 @@ def _convert_layer(layer: FakeQuantLayer) -> QuantizedLayer:
         tuple(weight.shape),
         integer_input=layer.integer_input,
         has_bias=layer.bias is not None,
+        branch_rank=0 if layer.branch is None else layer.branch.rank,
     ).to(weight.device)
     quantized.weight_int8.copy_(integers_of(weight, layer.weight_quantizer))
     quantized.weight_scale.copy_(layer.weight_quantizer.scale)
+    if quantized.branch_out is not None and layer.branch is not None:
+        left, right = layer.branch.shipped_factors()
+        quantized.branch_out.copy_(left)
+        quantized.get_buffer("branch_in").copy_(right)
     if quantized.input_scale is not None and layer.input_quantizer is not None:
         quantized.input_scale.copy_(layer.input_quantizer.scale)
     scale, bias = layer.bias_scale(), layer.bias

@@ -2,7 +2,8 @@
 
 The wrapped layer lives on as the child ``layer`` with its FP32 master weights. What is
 quantized is the effective weight that ships: W + ΔW of an adapted layer, recomputed at each
-step, so that gradients reach P, Λ and Q; never W alone.
+step, so that gradients reach P, Λ and Q; never W alone. A ``BranchedLinear`` is the exception:
+its branch ships beside the integers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adalora_qat.quantize.branch import BranchedLinear
 from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.numerics import LayerNumerics, to_integers
 from adalora_qat.quantize.operators import (
@@ -63,9 +66,14 @@ class FakeQuantLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """Return the float32 weight that is quantized: W, or W + ΔW of an adapted layer."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        if is_adapted(self.layer):
+        if self.branch is None and is_adapted(self.layer):
             return weight + self.layer.delta_weight().to(weight.dtype)
         return weight
+
+    @property
+    def branch(self) -> BranchedLinear | None:
+        """The layer, if it has a branch that stays beside its integers."""
+        return self.layer if isinstance(self.layer, BranchedLinear) else None
 
     @property
     def bias(self) -> Tensor | None:
@@ -93,6 +101,8 @@ class FakeQuantLayer(nn.Module):
         if self.integer_sums and frozen and not sums_in_half(x):
             return self._integer_forward(x)
         weight = self.quantized_weight()
+        if self.branch is not None:
+            weight = weight + self.branch.shipped_delta()
         inputs = x if self.input_quantizer is None else self.input_quantizer(x)
         return self.operator(inputs, weight, self._quantized_bias())
 
@@ -135,14 +145,14 @@ class FakeQuantLayer(nn.Module):
         scale, bias = self.bias_scale(), self.bias
         if bias is not None and scale is not None:
             bias = _quantize_bias(bias, scale)
-        return integer_forward(
-            self.operator,
-            self.input_quantizer.integers(x),
-            weight,
-            bias,
-            self.input_quantizer.scale,
-            self.weight_quantizer.scale,
+        integers = self.input_quantizer.integers(x)
+        input_scale = self.input_quantizer.scale
+        out = integer_forward(
+            self.operator, integers, weight, bias, input_scale, self.weight_quantizer.scale
         )
+        if self.branch is None:
+            return out
+        return out + low_rank(integers * input_scale, *self.branch.shipped_factors())
 
     def _quantized_bias(self) -> Tensor | None:
         scale, bias = self.bias_scale(), self.bias
@@ -156,7 +166,7 @@ class FakeQuantLayer(nn.Module):
         return any(
             parameter.requires_grad
             for name, parameter in self.layer.named_parameters()
-            if name != "bias"
+            if name == "weight" or (name != "bias" and self.branch is None)
         )
 
     @torch.no_grad()
@@ -213,6 +223,11 @@ FAKE_QUANT: dict[Kind, type[FakeQuantLayer]] = {
     "conv_transpose": FakeQuantConvTranspose2d,
     "embedding": FakeQuantEmbedding,
 }
+
+
+def low_rank(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return what a branch of left (out, R) and right (R, in) adds for x (…, in)."""
+    return F.linear(F.linear(x, right), left)
 
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class PackedHeader(BaseModel):
     """The caller's own facts: model variant, hashes of the source weights, run, seed."""
     batch_norms_folded: bool
     layers: tuple[PackedLayer, ...]
+    branches: dict[str, int] = {}
+    """Layer → rank of its low-rank branch, for the layers that have one."""
     sha256: str
     """Over all tensors as stored: sorted by key, each with its dtype, shape and bytes."""
 
@@ -103,6 +105,11 @@ def save_packed(
         source=dict(source or {}),
         batch_norms_folded=not _has_batch_norms(model),
         layers=tuple(_describe(model, layer) for layer in layers.values()),
+        branches={
+            layer.name: layer.branch_rank
+            for layer in layers.values()
+            if isinstance(layer, QuantizedLayer) and layer.branch_rank
+        },
         sha256=tensor_hash(tensors),
     )
     with atomic_write(path) as temporary:
@@ -151,7 +158,7 @@ def load_packed(path: Path, skeleton: nn.Module) -> nn.Module:
         if layer.kind == "parameter":
             _empty_parameter(path, skeleton, layer)
         else:
-            old, new = _empty_layer(path, skeleton, layer)
+            old, new = _empty_layer(path, skeleton, layer, header.branches.get(layer.name, 0))
             replacements[old] = new
     replace_modules(skeleton, replacements)
     for layer in header.layers:
@@ -250,7 +257,7 @@ def _geometry(operator: Operator) -> dict[str, Any]:
 
 
 def _empty_layer(
-    path: Path, skeleton: nn.Module, layer: PackedLayer
+    path: Path, skeleton: nn.Module, layer: PackedLayer, branch_rank: int
 ) -> tuple[nn.Module, QuantizedLayer]:
     module = skeleton.get_submodule(layer.name) if _is_module(skeleton, layer.name) else None
     if module is None or layer.kind == "parameter":
@@ -276,6 +283,7 @@ def _empty_layer(
         layer.shape,
         integer_input=layer.integer_input,
         has_bias=layer.has_bias,
+        branch_rank=branch_rank,
     )
     return module, empty
 

@@ -123,6 +123,8 @@ def learn(model: nn.Module) -> dict[str, nn.Parameter]:
             module.learn()
             if isinstance(module.scale, nn.Parameter):
                 learned[f"{name}.scale"] = module.scale
+    # Integers kept for a frozen scale would not follow one that moves.
+    refresh(model)
     return learned
 
 

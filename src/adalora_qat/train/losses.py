@@ -55,3 +55,21 @@ def iou_loss(predicted: Tensor, logits: Tensor, truth: Tensor, valid: Tensor) ->
     overlap = (mask & target).sum(dim=(2, 3)).to(predicted.dtype)
     union = (mask | target).sum(dim=(2, 3)).clamp(min=1).to(predicted.dtype)
     return (predicted - overlap / union).square().mean(dim=1)
+
+
+def divergence(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """KL divergence of a soft mask from another's, (B,), averaged over valid pixels.
+
+    Cross-entropy with the target's probabilities (Hinton et al., "Distilling the Knowledge in a
+    Neural Network", 2015, at temperature 1) less the target's own entropy, so that equal masks
+    cost nothing. logits, target : (B, N, L, L), both logits.
+    """
+    probability = target.sigmoid()
+    return bce_loss(logits, probability, valid) - bce_loss(target, probability, valid)
+
+
+def relative_error(values: Tensor, target: Tensor) -> Tensor:
+    """Squared error of each sample's features, (B,), as a share of the target's mean square."""
+    values, target = values.flatten(1).to(torch.float32), target.flatten(1).to(torch.float32)
+    size = target.square().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (values - target).square().mean(dim=1) / size

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.adapt.svd_linear import orthogonality_penalty
 from adalora_qat.model.sam import Segmenter
-from adalora_qat.train.losses import bce_loss, dice_loss, hard_dice, iou_loss
+from adalora_qat.train.losses import (
+    bce_loss,
+    dice_loss,
+    divergence,
+    hard_dice,
+    iou_loss,
+    relative_error,
+)
 
 Entry = Literal["image", "stem", "embedding"]
 """Where a sample enters the network: frozen prefixes are computed once and kept."""
@@ -27,14 +34,24 @@ class Losses(NamedTuple):
     dice: Tensor
     ortho: Tensor
     iou: Tensor
+    distill: Tensor
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_ortho of the paper's Eq. 2, and the weight of the predicted IoU's error."""
+    """λ_ortho of the paper's Eq. 2, the predicted IoU's weight, and those of a teacher."""
 
     ortho: float = 0.0
     iou: float = 0.0
+    distill: float = 0.0
+    """Of the divergence from the teacher's masks."""
+    embeddings: float = 0.0
+    """Of the distance from the teacher's embeddings."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any weight asks for a teacher."""
+        return self.distill > 0 or self.embeddings > 0
 
 
 class Objective(nn.Module):
@@ -42,12 +59,20 @@ class Objective(nn.Module):
 
     To which λ_iou·L_iou is added, 0 by default. L_ortho is the mean over adapters of
     ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F, so that λ_ortho does not depend on how many are adapted.
+    A ``teacher``, which sees the same images, adds L_distill (Hinton et al. 2015): the weighted
+    divergence of its soft masks, and the relative squared error of its embeddings.
     """
 
     def __init__(
-        self, segmenter: Segmenter, weights: LossWeights, entry: Entry, accumulate: int = 1
+        self,
+        segmenter: Segmenter,
+        weights: LossWeights,
+        entry: Entry,
+        accumulate: int = 1,
+        teacher: Segmenter | None = None,
     ) -> None:
         super().__init__()
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.accumulate = accumulate
         self.segmenter = segmenter
         self.weights = weights
@@ -59,7 +84,8 @@ class Objective(nn.Module):
         ``tensors``: ``inputs`` (images, stem features or embeddings, by ``entry``), ``boxes``
         (B, N, 4), ``masks`` (B, N, S, S), ``valid`` (B, 1, S, S), ``weights`` (B,).
         """
-        logits, predicted_iou = self.logits(tensors["inputs"], tensors["boxes"])
+        embeddings = self.embed(tensors["inputs"])
+        logits, predicted_iou = self.segmenter.decode(embeddings, tensors["boxes"])
         # Sums over 65,536 pixels want float32, whatever the forward pass computed in.
         logits = logits.to(torch.float32)
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
@@ -70,23 +96,43 @@ class Objective(nn.Module):
         iou = (weights * iou_loss(predicted_iou.to(torch.float32), logits, truth, valid)).sum()
         ortho = self._orthogonality(bce)
         total = bce + dice + self.weights.ortho * ortho + self.weights.iou * iou
-        return Losses(total, bce, dice, ortho, iou)
+        if self.teacher is None:
+            return Losses(total, bce, dice, ortho, iou, torch.zeros_like(bce))
+        distill = self._distillation(self.teacher, tensors, embeddings, logits, valid)
+        return Losses(total + distill, bce, dice, ortho, iou, distill)
 
     def logits(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Segment from wherever ``inputs`` enter: logits (B, N, L, L), IoU (B, N)."""
+        return self.segmenter.decode(self.embed(inputs), boxes)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return the embeddings (B, D, E, E) of images, stem features, or of embeddings."""
         if self.entry == "image":
-            embeddings = self.segmenter.encode(inputs)
-        elif self.entry == "stem":
-            embeddings = self.segmenter.image_encoder.trunk(inputs)
-        else:
-            embeddings = inputs
-        return self.segmenter.decode(embeddings, boxes)
+            return self.segmenter.encode(inputs)
+        if self.entry == "stem":
+            return self.segmenter.image_encoder.trunk(inputs)
+        return inputs
 
     def dice(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the hard Dice of each sample, (B,)."""
         logits, _ = self.logits(tensors["inputs"], tensors["boxes"])
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
         return hard_dice(logits.to(torch.float32), truth, valid)
+
+    def _distillation(
+        self,
+        teacher: Segmenter,
+        tensors: Mapping[str, Tensor],
+        embeddings: Tensor,
+        logits: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        with torch.no_grad():
+            known = teacher.encode(tensors["inputs"])
+            target, _ = teacher.decode(known, tensors["boxes"])
+        loss = self.weights.distill * divergence(logits, target.to(torch.float32), valid)
+        loss = loss + self.weights.embeddings * relative_error(embeddings, known)
+        return (tensors["weights"] * loss).sum()
 
     def _orthogonality(self, like: Tensor) -> Tensor:
         adapters = svd_adapters(self.segmenter)

@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import TrainingError
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.quantize.prepare import learn, quantized_layers, refresh
+
+ADAPTER_TENSORS = frozenset({"P", "lam", "Q", "A", "B"})
+# Part of a segmenter → what stage2.train calls it; the prompt encoder never trains.
+PARTS = {"image_encoder": "encoder", "mask_decoder": "decoder"}
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,7 +35,7 @@ def choose_trainable_stage1(segmenter: Segmenter, config: RunConfig) -> None:
         segmenter.image_encoder.requires_grad_(True)
     elif config.stage1.encoder == "adapters":
         for name, parameter in segmenter.image_encoder.named_parameters():
-            parameter.requires_grad_(name.rpartition(".")[2] in {"P", "lam", "Q", "A", "B"})
+            parameter.requires_grad_(name.rpartition(".")[2] in ADAPTER_TENSORS)
     if config.stage1.decoder == "full":
         segmenter.mask_decoder.requires_grad_(True)
     if not trainable(segmenter):
@@ -40,7 +43,7 @@ def choose_trainable_stage1(segmenter: Segmenter, config: RunConfig) -> None:
 
 
 def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
-    """Set ``requires_grad`` for stage 2: Λ, and what ``stage2.train`` adds.
+    """Set ``requires_grad`` for stage 2: Λ, and what else ``stage2.train`` names.
 
     Raises
     ------
@@ -48,19 +51,21 @@ def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
         If nothing is left to train although there are epochs to train.
     """
     segmenter.requires_grad_(False)
-    if "lambda" in config.stage2.train:
-        for adapter in svd_adapters(segmenter.image_encoder).values():
-            adapter.lam.requires_grad_(True)
-    if "decoder" in config.stage2.train:
-        segmenter.mask_decoder.requires_grad_(True)
+    chosen = config.stage2.train
+    for name, parameter in segmenter.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if leaf in ADAPTER_TENSORS:
+            parameter.requires_grad_("adapters" in chosen or (leaf == "lam" and "lambda" in chosen))
+        else:
+            parameter.requires_grad_(PARTS.get(name.partition(".")[0]) in chosen)
     if quantized_layers(segmenter):
         refresh(segmenter)
     if "scales" in config.stage2.train:
         learn(segmenter)
     if config.stage2.epochs and not trainable(segmenter):
         raise TrainingError(
-            "nothing trains in stage 2: there is no Λ without AdaLoRA adapters; "
-            "set stage2.train=[decoder] or stage2.epochs=0"
+            f"nothing trains in stage 2 with stage2.train={list(chosen)}: there is no Λ without "
+            "AdaLoRA adapters; set stage2.train=[decoder] or stage2.epochs=0"
         )
 
 
@@ -78,19 +83,33 @@ def parameter_groups(segmenter: Segmenter, config: RunConfig) -> list[dict[str, 
 
 
 def parameter_groups_stage2(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups of stage 2: Λ and scales undecayed, the decoder as it is set."""
-    kinds: dict[str, dict[str, nn.Parameter]] = {"lambda": {}, "scales": {}, "decoder": {}}
+    """Return AdamW's groups of stage 2: Λ, scales and adapters undecayed, weights as it is set."""
+    kinds: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in trainable(segmenter).items():
-        leaf = name.rpartition(".")[2]
-        kind = {"lam": "lambda", "scale": "scales"}.get(leaf, "decoder")
-        kinds[kind][name] = parameter
+        kinds.setdefault(_kind_of(name), {})[name] = parameter
     stage2 = config.stage2
+    undecayed = {
+        "lambda": stage2.lr_lambda,
+        "scales": stage2.lr_scales,
+        "adapters": stage2.lr_adapters,
+    }
     groups = [
-        {"params": list(kinds["lambda"].values()), "lr": stage2.lr_lambda, "weight_decay": 0.0},
-        {"params": list(kinds["scales"].values()), "lr": stage2.lr_scales, "weight_decay": 0.0},
-        *_decayed(kinds["decoder"], stage2.lr_decoder, stage2.weight_decay),
+        *(
+            {"params": list(kinds.get(kind, {}).values()), "lr": lr, "weight_decay": 0.0}
+            for kind, lr in undecayed.items()
+        ),
+        *_decayed(kinds.get("encoder", {}), stage2.lr_encoder, stage2.weight_decay),
+        *_decayed(kinds.get("decoder", {}), stage2.lr_decoder, stage2.weight_decay),
     ]
     return [group for group in groups if group["params"]]
+
+
+def _kind_of(name: str) -> str:
+    """Return which learning rate of stage 2 a trainable parameter has."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ADAPTER_TENSORS:
+        return "lambda" if leaf == "lam" else "adapters"
+    return "scales" if leaf == "scale" else PARTS.get(name.partition(".")[0], "decoder")
 
 
 def _decayed(

@@ -36,6 +36,7 @@ from adalora_qat.model.sam import Segmenter, VitImageEncoder
 from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
@@ -152,7 +153,7 @@ class Training:
             prepare(segmenter, policy, config.quantize)
             segmenter.to(self.accelerator.device)
             observe(segmenter)
-            self._calibrate(segmenter)
+            self._calibrate_and_compensate(segmenter)
             freeze(segmenter)
         if self.accelerator.is_main_process:
             save_model(segmenter, self.run.stage("ptq") / MODEL_FILE, config, "ptq")
@@ -174,12 +175,16 @@ class Training:
             # Another order than stage 1's.
             seed=config.seed + 1,
             clip_norm=config.stage2.clip_norm,
+            warmup_steps=config.stage2.warmup_steps,
+            cosine=config.stage2.lr_decay == "cosine",
             patience=config.stage2.patience,
+            ema=config.stage2.ema,
             checkpoint_seconds=self.resources.checkpoint_seconds,
         )
-        loop = self._loop(
-            segmenter, settings, LossWeights(), parameter_groups_stage2(segmenter, config)
+        weights = LossWeights(
+            distill=config.stage2.distill, embeddings=config.stage2.distill_embeddings
         )
+        loop = self._loop(segmenter, settings, weights, parameter_groups_stage2(segmenter, config))
         loop.resume()
         state = loop.fit()
         if config.stage2.epochs and "scales" in config.stage2.train:
@@ -223,7 +228,11 @@ class Training:
         )
         if bytes_needed(segmenter, entry, len(train) + len(val)) > self.resources.feature_bytes:
             entry = "image"
-        objective = Objective(segmenter, weights, entry, settings.accumulate)
+        teacher = None
+        if weights.needs_teacher:
+            # It computes its own features, from the images.
+            teacher, entry = self._teacher(), "image"
+        objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
         if self.config.compile:
             objective.compile()
         return Loop(
@@ -236,6 +245,15 @@ class Training:
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
+
+    def _teacher(self) -> Segmenter:
+        """Return stage 1's model as it was, in full precision."""
+        teacher, _ = load_model(self.run.stage("stage1") / MODEL_FILE)
+        fold_batch_norms(teacher)
+        teacher.to(self.accelerator.device)
+        if self.accelerator.device.type == "cuda":
+            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return teacher
 
     def _dataset(self, segmenter: Segmenter, split: str) -> SegmentationDataset:
         frame, records = segmenter.variant.frame, self.records[split]
@@ -267,6 +285,18 @@ class Training:
             autocast=self.accelerator.autocast,
             progress=self.resources.progress,
         )
+
+    def _calibrate_and_compensate(self, segmenter: Segmenter) -> None:
+        """Calibrate; then give layers of few bits their branches, if the recipe asks for them."""
+        config = self.config.quantize
+        if config.compensate == "none":
+            self._calibrate(segmenter)
+            return
+        with watching_inputs(compensable(segmenter, config)) as moments:
+            self._calibrate(segmenter)
+        rows = [asdict(layer) for layer in compensate(segmenter, config, moments)]
+        if self.accelerator.is_main_process:
+            write_json(self.run.stage("ptq") / "compensation.json", rows)
 
     @torch.no_grad()
     def _calibrate(self, segmenter: Segmenter) -> None:
