@@ -38,7 +38,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return sorted(read_source("phantom", folder).records, key=lambda record: record.id)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., RunConfig]:
     return lambda *overrides: load_config("demo", (*TINY, *overrides))
 

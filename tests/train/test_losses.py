@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from adalora_qat.train.losses import bce_loss, dice_loss, hard_dice, iou_loss
+from adalora_qat.train.losses import (
+    bce_loss,
+    dice_loss,
+    divergence,
+    hard_dice,
+    iou_loss,
+    relative_error,
+)
 
 VALID = torch.ones(1, 1, 2, 2)
 
@@ -45,3 +52,24 @@ def test_iou_target_is_that_of_the_mask() -> None:
     # Mask (1, 1, 0, 0) against (1, 0, 0, 0): IoU 1/2, predicted 0.75.
     loss = iou_loss(torch.tensor([[0.75]]), image(5, 5, -5, -5), image(1, 0, 0, 0), VALID)
     assert loss.item() == pytest.approx(0.0625)
+
+
+def test_a_mask_does_not_diverge_from_itself() -> None:
+    logits = torch.tensor([[[[-3.0, 0.0], [2.0, 9.0]]]])
+    valid = torch.ones(1, 1, 2, 2)
+    assert float(divergence(logits, logits, valid)) == pytest.approx(0, abs=1e-7)
+    # One pixel of p = 0.5 against q = 0.5, and one of q = 0.8: log(0.5/0.8)/2 + log(0.5/0.2)/2.
+    other = torch.tensor([[[[0.0, math.log(4)]]]])
+    found = divergence(other, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+    expected = (math.log(0.5 / 0.8) + math.log(0.5 / 0.2)) / 2 / 2
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    # Padding counts for nothing.
+    valid = torch.tensor([[[[1.0, 0.0]]]])
+    assert float(divergence(other, torch.zeros(1, 1, 1, 2), valid)) == pytest.approx(0, abs=1e-7)
+
+
+def test_relative_error_has_no_unit() -> None:
+    target = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    values = torch.tensor([[3.0, 5.0], [0.0, 0.0]])
+    assert relative_error(values, target).tolist() == pytest.approx([1 / 25, 0.0])
+    assert relative_error(10 * values, 10 * target).tolist() == pytest.approx([1 / 25, 0.0])
