@@ -72,6 +72,13 @@ def test_ablations_differ_in_what_they_are_about(base: str) -> None:
     assert whole.quantize.policy == "full"
 
 
+def test_four_bits_start_from_the_same_first_stage() -> None:
+    whole, deeper = load_config("litemedsam"), load_config("litemedsam-w4a8")
+    for section in ("model", "data", "adapt", "stage1", "seed"):
+        assert getattr(deeper, section) == getattr(whole, section)
+    assert deeper.quantize.policy == "w4a8"
+
+
 @pytest.mark.parametrize("base", WIDTHS)
 def test_pruning_rules(base: str) -> None:
     adapt = {name: load_config(f"{base}-{name}").adapt for name in ABLATIONS}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adalora_qat.cli import app
 from adalora_qat.config import ModelConfig
+from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.model.weights import build
@@ -144,6 +145,26 @@ def test_every_command_explains_itself(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
     assert len(result.stdout) > 200
+
+
+def test_train_takes_the_stage1_of_another_run(tmp_path: Path) -> None:
+    manifest = tmp_path / "data"
+    write_phantoms(tmp_path / "phantoms", 24, seed=0, side=64)
+    prepared = run("prepare", f"phantom={tmp_path / 'phantoms'}", "--out", manifest)
+    assert prepared.returncode == 0, prepared.stderr
+    tiny = ["model.variant=tiny-test", "model.init=random", "model.side=64", "adapt.rank=4",
+            "adapt.schedule=[]", "stage1.epochs=1", "stage2.epochs=1"]  # fmt: skip
+    shared = ("--data", manifest, "--cpu")
+    first = run("train", "demo", *tiny, *shared, "--stage", "1", "--out", tmp_path / "first")
+    assert first.returncode == 0, first.stderr
+    inherit = ("--stage1", tmp_path / "first", "--out", tmp_path / "second")
+    refused(run("train", "demo", *tiny, "adapt.rank=5", *shared, *inherit), "adapt.rank is 4 there")
+    assert not (tmp_path / "second").exists()
+    second = run("train", "demo", *tiny, "quantize.policy=w4a8", *shared, *inherit)
+    assert second.returncode == 0, second.stderr
+    one, other = (tmp_path / n / "stage1/model.safetensors" for n in ("first", "second"))
+    assert one.read_bytes() == other.read_bytes()
+    assert (tmp_path / "second/stage2/model.safetensors").is_file()
 
 
 def test_params_set_the_papers_figures_beside_ours() -> None:
