@@ -46,6 +46,22 @@ def test_every_byte_of_the_file_is_counted_once(
     assert size.by_precision()["scales"] == scales > 0
 
 
+def test_empty_branches_are_counted_as_full_ones_would_be(tmp_path: Path) -> None:
+    policy = load_policy("w4a8")
+    sizes = {
+        rank: packed_size(
+            quantize_on_phantom(random_segmenter("tiny-test", 0), policy, rank),
+            policy,
+            "x",
+            tmp_path / f"{rank}.safetensors",
+        ).by_precision()
+        for rank in (0, 1, 2)
+    }
+    assert "FP16" not in sizes[0]
+    assert sizes[2]["FP16"] == 2 * sizes[1]["FP16"] > 0
+    assert all(sizes[2][kind] == sizes[0][kind] for kind in ("INT4", "INT8", "scales"))
+
+
 def test_the_ratio_is_that_of_two_files(tmp_path: Path, converted: Converted) -> None:
     float_file, int_file = tmp_path / "float.safetensors", tmp_path / "int.safetensors"
     packed(converted, "none", float_file)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
+from adalora_qat.config import QuantizeConfig
 from adalora_qat.data.geometry import boxes_to_model, image_to_model, mask_box
 from adalora_qat.data.phantom import phantom
 from adalora_qat.errors import CheckpointError, ConfigError
@@ -28,6 +29,7 @@ from adalora_qat.export.runtime import open_session
 from adalora_qat.model.sam import VARIANTS, Segmenter, random_segmenter
 from adalora_qat.model.weights import save_weights
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.compensate import compensable, insert_branches
 from adalora_qat.quantize.convert import convert, integer_layers
 from adalora_qat.quantize.pack import read_header, save_packed
 from adalora_qat.quantize.policy import Policy, load_policy, parse_policy
@@ -135,11 +137,12 @@ def packed_size(segmenter: Segmenter, policy: Policy | None, what: str, keep: Pa
 
 
 @torch.no_grad()
-def quantize_on_phantom(segmenter: Segmenter, policy: Policy) -> Segmenter:
+def quantize_on_phantom(segmenter: Segmenter, policy: Policy, branch_rank: int = 0) -> Segmenter:
     """Quantize a float model in place by what it sees on one phantom, and return it.
 
     Every layer gets the scales that it would have after a calibration, with other values: the
-    same bytes, another accuracy. For counting only.
+    same bytes, another accuracy. For counting only. With a ``branch_rank`` the layers that
+    ``quantize.compensate`` would give branches get empty ones.
     """
     fold_batch_norms(segmenter)
     if not policy.rows:
@@ -150,6 +153,11 @@ def quantize_on_phantom(segmenter: Segmenter, policy: Policy) -> Segmenter:
     image, frame_map = image_to_model(made.image, segmenter.variant.frame)
     box = boxes_to_model(mask_box(made.masks["left_lung"])[None], frame_map).astype(np.float32)
     segmenter.eval()(torch.from_numpy(image)[None], torch.from_numpy(box)[None])
+    if branch_rank:
+        options = QuantizeConfig(compensate="loftq", compensate_rank=branch_rank)
+        layers = compensable(segmenter, options)
+        ranks = {n: min(branch_rank, *x.effective_weight().shape) for n, x in layers.items()}
+        insert_branches(segmenter, ranks, policy.name)
     freeze(segmenter)
     convert(segmenter)
     return segmenter
