@@ -18,6 +18,7 @@ width, C = H·D channels, K = G rounded up to what a kernel likes.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -56,14 +57,9 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
         return attended, None
 
     def _attend_sdpa(self, qkv: Tensor, window: int) -> Tensor:
-        B, height, width, _ = qkv.shape
-        heads = self.num_attention_heads
-        rel = relative_terms(qkv, self._tables(height, width, window, step=8), heads)
-        if window:
-            qkv, rel = _cut(qkv, window, self._padding(qkv)), _cut(rel, window, None)
-        attend = _attend_biased if self.kernel == "biased" else _attend_folded
-        out = attend(qkv, rel, heads, self.scale, self.kernel)
-        return _join(out, window, (B, height, width)) if window else out
+        padding = self._padding(qkv) if window else None
+        tables = self._tables(qkv.shape[1], qkv.shape[2], window, step=8)
+        return attend_folded(qkv, padding, tables, self.num_attention_heads, window, self.kernel)
 
     def _attend_triton(self, qkv: Tensor, window: int) -> Tensor:
         # Imported where it is used: the CPU build of torch comes without Triton.
@@ -86,7 +82,7 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
     def _padding(self, qkv: Tensor) -> Tensor:
         # q, k and v of a padded token, (3C,): what the projection makes of a zero.
-        zero = qkv.new_zeros(1, self.proj.in_features)
+        zero = qkv.new_zeros(1, qkv.shape[-1] // 3)
         padding: Tensor = self.qkv(zero)[0].to(qkv.dtype)
         # At zero only a bias has a gradient, and it is frozen but in full fine-tuning.
         biases = (p for name, p in self.qkv.named_parameters() if name.split(".")[-1] == "bias")
@@ -158,6 +154,42 @@ def uninstall(model: nn.Module) -> int:
             del module.original
         del layer.attn.kernel
     return len(layers)
+
+
+def attend_folded(
+    qkv: Tensor,
+    padding: Tensor | None,
+    tables: tuple[Tensor, Tensor],
+    heads: int,
+    window: int,
+    kernel: Kernel,
+) -> Tensor:
+    """Attend within windows by PyTorch's own kernels, differentiably.
+
+    Parameters
+    ----------
+    qkv : (B, height, width, 3·H·D), the projection's output.
+    padding : (3·H·D,), q, k and v of a token off the grid; only windows have such.
+    tables : as ``relative_tables`` gives them.
+    window : G; 0 for global attention.
+    kernel : "biased", "folded" or "cudnn".
+
+    Returns
+    -------
+    (B, height, width, H·D).
+    """
+    B, height, width, triple = qkv.shape
+    rel = relative_terms(qkv, tables, heads)
+    if window:
+        qkv, rel = _cut(qkv, window, padding), _cut(rel, window, None)
+    attend = _attend_biased if kernel == "biased" else _attend_folded
+    out = attend(qkv, rel, heads, (triple // (3 * heads)) ** -0.5, kernel)
+    return _join(out, window, (B, height, width)) if window else out
+
+
+def triton_is_here() -> bool:
+    """Whether Triton is installed; the CPU build of torch comes without it."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def relative_tables(
@@ -289,11 +321,8 @@ def _check(attention: nn.Module, kernel: Kernel) -> None:
             "fast attention computes relative positions without attention dropout; "
             f"this model has use_rel_pos={attention.use_rel_pos}, dropout={attention.dropout}"
         )
-    if kernel == "triton":
-        try:
-            import triton  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "the triton attention kernel needs Triton, which comes with CUDA builds of torch; "
-                "choose cudnn, folded or biased"
-            ) from None
+    if kernel == "triton" and not triton_is_here():
+        raise ConfigError(
+            "the triton attention kernel needs Triton, which comes with CUDA builds of torch; "
+            "choose cudnn, folded or biased"
+        )

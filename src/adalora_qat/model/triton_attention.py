@@ -72,11 +72,22 @@ def relative_attention(
     return out
 
 
+def attend(qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int) -> Tensor:
+    """Attend within windows, without gradients: tables (2, E, K, D), the rest as above."""
+    return _attend(qkv, padding, tables, heads, window)[0]
+
+
 @torch.library.custom_op("adalora_qat::relative_attention", mutates_args=())
 def _attention(
     qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int
 ) -> tuple[Tensor, Tensor]:
     """Return the attended (B, E, E, H·D) and the base-2 log-sum-exp (B, H, E·E) FP32."""
+    return _attend(qkv, padding, tables, heads, window)
+
+
+def _attend(
+    qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int
+) -> tuple[Tensor, Tensor]:
     B, E, _, triple = qkv.shape
     out = qkv.new_empty(B, E, E, triple // 3)
     lse = qkv.new_empty(B, heads, E * E, dtype=torch.float32)
@@ -84,7 +95,7 @@ def _attention(
     shape = _Shape.of(qkv, tables, heads, window)
     tile, grid = shape.launch("forward")
     _forward_kernel[grid](
-        qkv, padding, rel, out, lse, E, shape.windows, heads, **shape.constants(tile)
+        qkv, padding, rel, out, lse, E, shape.windows, heads, **shape.constants("forward", tile)
     )
     return out, lse
 
@@ -127,7 +138,7 @@ def _attention_backward(
         kernel[grid](
             *(qkv, padding, rel, grad, lse, delta, grad_qkv, *extra),
             *(E, shape.windows, heads),
-            **shape.constants(tile),
+            **shape.constants(name, tile),
         )
     for axis in (0, 1):
         _terms_backward_kernel[(E, heads, len(qkv))](
@@ -206,13 +217,23 @@ class _Shape:
         tile = TILES[kernel, self.by_rows]
         if self.by_rows:
             # Blocks then divide the window, and no access needs a guard.
-            tile = Tile(min(tile.M, self.G * self.G), self.G, tile.warps, tile.stages)
+            rows = max(1, tile.N // self.G) if kernel == "forward" else 1
+            tile = Tile(min(tile.M, self.G * self.G), rows * self.G, tile.warps, tile.stages)
+        elif kernel == "forward":
+            tile = Tile(tile.M, max(tile.N, self.row_width), tile.warps, tile.stages)
         step = tile.N if kernel == "keys" else tile.M
         blocks = triton.cdiv(self.G * self.G, step)
         return tile, (blocks, self.heads, self.B * self.windows**2)
 
-    def constants(self, tile: Tile) -> dict[str, Any]:
+    @property
+    def row_width(self) -> int:
+        """A row of the window, filled up to what a tile takes."""
+        return max(16, int(triton.next_power_of_2(self.G)))
+
+    def constants(self, kernel: str, tile: Tile) -> dict[str, Any]:
         sizes = {"G": self.G, "D": self.D, "K": self.K, "M": tile.M, "N": tile.N}
+        if kernel == "forward":
+            sizes |= {"P": self.row_width}
         factors = {"SCALE": 1 / math.sqrt(self.D), "ROWS": self.by_rows}
         return sizes | factors | {"num_warps": tile.warps, "num_stages": tile.stages}
 
@@ -343,46 +364,65 @@ def _forward_kernel(
     N: tl.constexpr,
     SCALE: tl.constexpr,
     ROWS: tl.constexpr,
+    P: tl.constexpr,
 ):
-    # One program: M queries of one head and window, against all of the window's keys.
+    # One program: M queries of one head and window, against all of the window's keys. A block
+    # of keys is N/P whole rows of the window, each filled up to P: rel_w is then one tile for
+    # all blocks, and rel_h a column for each row.
     head = tl.program_id(1)
     image, top, left = _corner(E, windows, G)
     C = heads * D
     base = qkv + image * E * E * 3 * C + head * D
     pad = padding + head * D
     kind = qkv.dtype.element_ty
+    R: tl.constexpr = N // P
 
-    i = tl.program_id(0) * M + tl.arange(0, M)
+    first = tl.program_id(0) * M
+    if top + first // G >= E:
+        return  # all of these queries are off the grid
+    i = first + tl.arange(0, M)
     place, inside = _place(i, top, left, E, G)
     query = _load(base, place, inside, pad, 3 * C, D, not ROWS)
     terms = rel + ((image * heads + head) * E * E + place) * (2 * K)
+    slot = tl.arange(0, N)
+    down, x = slot // P, slot % P
     if ROWS:
-        columns = tl.load(terms[:, None] + K + tl.arange(0, N)[None, :]).to(tl.float32) * LOG2E
-        row = tl.load(terms).to(tl.float32) * LOG2E
+        columns = tl.load(terms[:, None] + K + x[None, :]).to(tl.float32) * LOG2E
     else:
-        slots = terms[:, None] + tl.arange(0, 2 * K)[None, :]
-        both = tl.load(slots, mask=inside[:, None], other=0)
+        seen = inside[:, None] & (x < G)[None, :]
+        columns = tl.load(terms[:, None] + K + x[None, :], mask=seen, other=0)
+        columns = tl.where((x < G)[None, :], columns.to(tl.float32) * LOG2E, float("-inf"))
 
     top_score = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     result = tl.zeros([M, D], tl.float32)
-    for start in range(0, G * G, N):
-        j = start + tl.arange(0, N)
-        spot, real = _place(j, top, left, E, G)
+    if R == 1:
+        row = tl.load(terms, mask=inside, other=0).to(tl.float32) * LOG2E
+    for y in range(0, G, R):
+        spot = (top + y + down) * E + left + x
+        if ROWS:
+            real = x < G
+        else:
+            real = (y + down < G) & (x < G) & (top + y + down < E) & (left + x < E)
         key = _load(base + C, spot, real, pad + C, 3 * C, D, not ROWS)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * (SCALE * LOG2E)
-        if ROWS:
-            score += columns
+        score += columns
+        if R == 1:
             # rel_h is one number for the whole block: it moves the maximum, not the scores.
             peak = tl.maximum(top_score, tl.max(score, 1) + row)
             weight = tl.math.exp2(score - (peak - row)[:, None])
             # The next block's, asked for early: nothing else hides its latency.
-            following = tl.minimum(start // N + 1, G - 1)
-            row = tl.load(terms + following).to(tl.float32) * LOG2E
+            following = tl.minimum(y + 1, G - 1)
+            row = tl.load(terms + following, mask=inside, other=0).to(tl.float32) * LOG2E
         else:
-            hot = _one_hot(j, G, K, kind)
-            score += tl.dot(both, hot, input_precision="ieee") * LOG2E
-            score = tl.where((j < G * G)[None, :], score, float("-inf"))
+            rows = tl.zeros([M, N], tl.float32)
+            for r in tl.static_range(R):
+                one = tl.load(terms + tl.minimum(y + r, G - 1), mask=inside, other=0)
+                one = one.to(tl.float32) * LOG2E
+                rows = tl.where((down == r)[None, :], one[:, None], rows)
+            score += rows
+            if G % R != 0:
+                score = tl.where((y + down < G)[None, :], score, float("-inf"))
             peak = tl.maximum(top_score, tl.max(score, 1))
             weight = tl.math.exp2(score - peak[:, None])
         shrink = tl.math.exp2(top_score - peak)
