@@ -232,8 +232,9 @@ def restore_optimizer(
         if full.startswith("optimizer."):
             _, key, name = full.split(".", 2)
             parameter = parameters[name]
-            # The step counter stays where AdamW keeps it, on the CPU.
-            device = value.device if key == "step" else parameter.device
+            # The step counter stays on the CPU, but where one kernel updates everything.
+            fused = any(group.get("fused") for group in optimizer.param_groups)
+            device = value.device if key == "step" and not fused else parameter.device
             optimizer.state.setdefault(parameter, {})[key] = value.to(device)
 
 

@@ -5,11 +5,11 @@ A triplet i of a layer is its (P[:, i], λ[i], Q[i, :]); R triplets a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS, SVDLinear
 from adalora_qat.errors import TrainingError
@@ -20,8 +20,11 @@ Adapters = Mapping[str, SVDLinear]
 class Importance(Protocol):
     """A running score of every triplet, updated once an optimizer step."""
 
-    def update(self, adapters: Adapters) -> None:
-        """Read the gradients of this step; a missing or non-finite one raises, unchanged."""
+    def update(self, adapters: Adapters, *, checked: bool = False) -> None:
+        """Read the gradients of this step; a missing or non-finite one raises, unchanged.
+
+        ``checked``: they are known to be finite, so the device need not be waited for.
+        """
         ...
 
     def scores(self) -> dict[str, Tensor]:
@@ -47,12 +50,14 @@ class SensitivitySum:
     def __init__(self, adapters: Adapters) -> None:
         self.total = {name: torch.zeros_like(a.lam.detach()) for name, a in adapters.items()}
 
-    def update(self, adapters: Adapters) -> None:
+    def update(self, adapters: Adapters, *, checked: bool = False) -> None:
         """Add |λ|·|∂L/∂λ| of this step."""
-        fresh = {name: sensitivity(name, a, "lam") for name, a in adapters.items()}
-        check_finite(fresh)
-        for name, score in fresh.items():
-            self.total[name] += score
+        fresh = sensitivities(adapters, ("lam",))
+        if not checked:
+            check_finite(fresh)
+        if fresh:
+            totals = [self.total[key.removesuffix(".lam")] for key in fresh]
+            torch._foreach_add_(totals, list(fresh.values()))
 
     def scores(self) -> dict[str, Tensor]:
         """Return layer → (R,) sums."""
@@ -92,14 +97,11 @@ class SmoothedSensitivity:
                 for kind in (self.sensitivity, self.uncertainty):
                     kind[f"{name}.{leaf}"] = torch.zeros_like(like, dtype=torch.float32)
 
-    def update(self, adapters: Adapters) -> None:
+    def update(self, adapters: Adapters, *, checked: bool = False) -> None:
         """Move both averages by the gradients of this step."""
-        fresh = {
-            f"{name}.{leaf}": sensitivity(name, adapter, leaf)
-            for name, adapter in adapters.items()
-            for leaf in RANK_DIMENSIONS
-        }
-        check_finite(fresh)
+        fresh = sensitivities(adapters, tuple(RANK_DIMENSIONS))
+        if not checked:
+            check_finite(fresh)
         for key, score in fresh.items():
             self.sensitivity[key].lerp_(score, 1 - self.beta1)
             spread = (score - self.sensitivity[key]).abs()
@@ -132,31 +134,44 @@ class SmoothedSensitivity:
         return lam + P.mean(dim=0) + Q.mean(dim=1)
 
 
-def sensitivity(name: str, adapter: SVDLinear, leaf: str) -> Tensor:
-    """Return |w|·|∂L/∂w| of one parameter of an adapter, FP32, in its shape.
+def sensitivities(adapters: Adapters, leaves: Sequence[str]) -> dict[str, Tensor]:
+    """Return "layer.leaf" → |w|·|∂L/∂w| of parameters of the adapters, FP32, in their shapes.
 
     Raises
     ------
     TrainingError
-        If it has no gradient.
+        If one has no gradient.
     """
-    parameter = getattr(adapter, leaf)
-    if parameter.grad is None:
-        raise TrainingError(
-            f"adapter {name} has no gradient on {leaf}: it must be trainable, take part in the "
-            "forward pass, and be read after backward and before the gradients are zeroed"
-        )
-    product: Tensor = (parameter.detach() * parameter.grad).abs().float()
-    return product
+    parameters, gradients = {}, []
+    for name, adapter in adapters.items():
+        for leaf in leaves:
+            parameter: nn.Parameter = getattr(adapter, leaf)
+            if parameter.grad is None:
+                raise TrainingError(
+                    f"adapter {name} has no gradient on {leaf}: it must be trainable, take part "
+                    "in the forward pass, and be read after backward and before the gradients "
+                    "are zeroed"
+                )
+            parameters[f"{name}.{leaf}"] = parameter.detach()
+            gradients.append(parameter.grad)
+    if not parameters:
+        return {}
+    # All layers at once: launches are what this costs.
+    products = torch._foreach_mul(list(parameters.values()), gradients)
+    torch._foreach_abs_(products)
+    return {key: product.float() for key, product in zip(parameters, products, strict=True)}
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """Raise ``TrainingError`` naming every adapter whose score is not finite."""
+    """Raise ``TrainingError`` naming every adapter whose score is not finite.
+
+    scores : by "layer.leaf".
+    """
     if not scores:
         return
     # One transfer for all layers: a check for each would stall the device twelve times a step.
     finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
-    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
+    bad = [key.removesuffix(".lam") for key, fine in zip(scores, finite, strict=True) if not fine]
     if bad:
         raise TrainingError(
             f"non-finite importance |w|·|∂L/∂w| in adapter {', '.join(bad)}: the gradient "

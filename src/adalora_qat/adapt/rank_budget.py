@@ -80,18 +80,19 @@ class RankBudget:
         """Return layer → (R,) FP32, the present score of every triplet."""
         return self._importance.scores()
 
-    def accumulate(self, adapters: Adapters) -> None:
+    def accumulate(self, adapters: Adapters, *, checked: bool = False) -> None:
         """Take this step's gradients into the importance.
 
         Gradients must be unscaled, unclipped and synchronised over processes, which is the case
-        after the last backward of an accumulated step and before clipping.
+        after the last backward of an accumulated step and before clipping. ``checked``: they
+        are known to be finite, so the device need not be waited for.
 
         Raises
         ------
         TrainingError
             If a gradient is missing or not finite; names the layer. Nothing is added then.
         """
-        self._importance.update(adapters)
+        self._importance.update(adapters, checked=checked)
         self.steps += 1
 
     def prune(
@@ -249,13 +250,12 @@ def after_step(adapters: Adapters, optimizer: torch.optim.Optimizer | None = Non
     The last link of a step. Their gradients are zero by construction, but momentum from before
     the pruning would still move λ.
     """
-    zero_pruned(adapters)
-    if optimizer is None:
-        return
     for adapter in adapters.values():
-        for value in optimizer.state.get(adapter.lam, {}).values():
+        pruned = ~adapter.mask
+        adapter.lam.masked_fill_(pruned, 0)
+        for value in (optimizer.state.get(adapter.lam, {}) if optimizer else {}).values():
             if isinstance(value, Tensor) and value.shape == adapter.lam.shape:
-                value.masked_fill_(~adapter.mask.to(value.device), 0)
+                value.masked_fill_(pruned.to(value.device), 0)
 
 
 @torch.no_grad()

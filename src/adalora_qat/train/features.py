@@ -34,7 +34,11 @@ def entry_for(segmenter: Segmenter, *, augmented: bool, stem_moves: bool) -> Ent
 
 
 class Features:
-    """The kept features of a data set, in the order of its samples."""
+    """The kept features of a data set, in the order of its samples.
+
+    On a GPU they stay there if they take less than half of what is free: to fetch them from the
+    host for every step would take longer than the step.
+    """
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -61,15 +65,29 @@ class Features:
             with autocast():
                 part = encode(images.to(device))
             if rows is None:
-                rows = part.new_empty((len(dataset), *part.shape[1:]))
+                rows = _room_for(part, len(dataset))
             rows[start:stop] = part
             if progress is not None:
                 progress(stop, len(dataset), "frozen features")
         return cls(torch.empty(0) if rows is None else rows)
 
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Return the features of some samples, (B, …)."""
-        return self.rows[list(indices)]
+    def take(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """Return the features of some samples, (B, …), on the device."""
+        chosen = torch.tensor(indices)
+        if self.rows.is_cuda:
+            chosen = chosen.pin_memory().to(self.rows.device, non_blocking=True)
+        return self.rows[chosen].to(device, non_blocking=True)
+
+
+def _room_for(part: Tensor, count: int) -> Tensor:
+    shape = (count, *part.shape[1:])
+    if part.is_cuda:
+        free, _ = torch.cuda.mem_get_info(part.device)
+        if 2 * count * part[0].numel() * part.element_size() > free:
+            return torch.empty(shape, dtype=part.dtype)
+    nhwc = part.is_contiguous(memory_format=torch.channels_last) and not part.is_contiguous()
+    kept = torch.channels_last if nhwc else torch.contiguous_format
+    return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=kept)
 
 
 def bytes_needed(segmenter: Segmenter, entry: Entry, count: int) -> int:

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adalora_qat.data.dataset import Batch, SegmentationDataset, collate
+from adalora_qat.data.dataset import SegmentationDataset, collate
 from adalora_qat.train.features import Features
 from adalora_qat.train.sampling import MicroBatch
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A batch on its way: tensors by name, the samples' names, and when the copy is done."""
+
+    tensors: dict[str, Tensor]
+    ids: list[str]
+    arrived: torch.cuda.Event | None = None
 
 
 class Feed:
     """A data set as the objective wants it, made ahead by threads, each a batch at a time.
 
     Threads rather than processes: OpenCV, NumPy and PyTorch let go of the interpreter's lock, a
-    sample depends on seed, epoch and index alone, and nothing is copied between processes.
+    sample depends on seed, epoch and index alone, and nothing is copied between processes. The
+    threads also send batches to a GPU, on a stream of their own: the training stream waits for
+    neither the copy nor the page-locking.
     """
 
     def __init__(
@@ -28,17 +42,22 @@ class Feed:
         self.features = features
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="feed")
         self._workers = workers
+        self._device = _CPU
+        self._copies: torch.cuda.Stream | None = None
         self._rest: Iterator[MicroBatch] = iter(())
-        self._ahead: deque[tuple[MicroBatch, Future[Batch]]] = deque()
+        self._ahead: deque[tuple[MicroBatch, Future[_Made]]] = deque()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def begin(self, epoch: int, micros: Iterable[MicroBatch]) -> None:
+    def begin(self, epoch: int, micros: Iterable[MicroBatch], device: torch.device = _CPU) -> None:
         """Draw the prompts and augmentation of this epoch, and start on its batches."""
         wait([made for _, made in self._ahead])  # the epoch must not change under their hands
         self._ahead.clear()
         self.dataset.set_epoch(epoch)
+        self._device = device
+        if device.type == "cuda" and self._copies is None:
+            self._copies = torch.cuda.Stream(device)
         self._rest = iter(micros)
         for _ in range(self._workers + 1):
             self._submit()
@@ -46,25 +65,51 @@ class Feed:
     def batch(self, micro: MicroBatch, device: torch.device) -> tuple[dict[str, Tensor], list[str]]:
         """Return the tensors of ``Objective.forward`` and the names of the samples."""
         if self._ahead and self._ahead[0][0] == micro:
-            batch = self._ahead.popleft()[1].result()
+            made = self._ahead.popleft()[1].result()
             self._submit()
         else:
-            batch = self._made(micro)
-        inputs = batch.images if self.features is None else self.features.take(micro.indices)
+            made = self._made(micro)
+        if made.arrived is not None:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(made.arrived)
+            for tensor in made.tensors.values():
+                # Memory of the copying stream, which must not be used again too early.
+                tensor.record_stream(stream)
+        moved = {name: t.to(device, non_blocking=True) for name, t in made.tensors.items()}
+        if self.features is not None:
+            moved["inputs"] = self.features.take(micro.indices, device)
+        return moved, made.ids
+
+    def _submit(self) -> None:
+        micro = next(self._rest, None)
+        if micro is not None:
+            self._ahead.append((micro, self._pool.submit(self._sent, micro)))
+
+    def _sent(self, micro: MicroBatch) -> _Made:
+        made = self._made(micro)
+        if self._copies is None:
+            return made
+        with torch.cuda.stream(self._copies):
+            tensors = {name: _to(t, self._device) for name, t in made.tensors.items()}
+            arrived = torch.cuda.Event()
+            arrived.record(self._copies)
+        return _Made(tensors, made.ids, arrived)
+
+    def _made(self, micro: MicroBatch) -> _Made:
+        batch = collate([self.dataset[index] for index in micro.indices])
         tensors = {
-            "inputs": inputs,
             "boxes": batch.boxes,
             "masks": batch.masks,
             "valid": batch.valid,
             "weights": torch.tensor(micro.weights),
         }
-        moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
-        return moved, list(batch.ids)
+        if self.features is None:
+            tensors["inputs"] = batch.images
+        return _Made(tensors, batch.ids)
 
-    def _submit(self) -> None:
-        micro = next(self._rest, None)
-        if micro is not None:
-            self._ahead.append((micro, self._pool.submit(self._made, micro)))
 
-    def _made(self, micro: MicroBatch) -> Batch:
-        return collate([self.dataset[index] for index in micro.indices])
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    # What is expanded (equal channels, a map of ones) travels once.
+    once = tensor[tuple(slice(None if step else 1) for step in tensor.stride())]
+    sent = once.contiguous().pin_memory().to(device, non_blocking=True)
+    return sent.expand(tensor.shape)

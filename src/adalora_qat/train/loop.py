@@ -78,7 +78,9 @@ class Loop:
         """Run every epoch that is left; return the state at the end."""
         while self.state.epoch <= self.settings.epochs:
             steps = self._plan(self.state.epoch)[self.state.step_in_epoch :]
-            self.train.begin(self.state.epoch, chain.from_iterable(steps))
+            self.train.begin(
+                self.state.epoch, chain.from_iterable(steps), self.accelerator.device
+            )
             for micros in steps:
                 with self._memory_advice(micros):
                     losses = self.optimizer_step(micros)
@@ -91,8 +93,8 @@ class Loop:
         self._take_best()
         return self.state
 
-    def optimizer_step(self, micros: Sequence[MicroBatch]) -> Losses:
-        """Do one optimizer step from its micro-batches; return the losses it saw."""
+    def optimizer_step(self, micros: Sequence[MicroBatch]) -> dict[str, float]:
+        """Do one optimizer step from its micro-batches; return the losses it saw, by name."""
         self._set_learning_rates()
         seen, ids = [], []
         for number, micro in enumerate(micros, start=1):
@@ -105,9 +107,10 @@ class Loop:
             seen.append(torch.stack([term.detach() for term in losses]))
         summed = self.accelerator.reduce(torch.stack(seen).sum(dim=0), reduction="mean")
         self.accelerator.unscale_gradients(self.optimizer)
-        finite = self._finite(summed, ids)
+        values, norm = self._read(summed)
+        finite = self._finite(values, norm, ids)
         if finite and self.state.step < self.schedule.last_step:
-            self.budget.accumulate(self.adapters)
+            self.budget.accumulate(self.adapters, checked=True)
         if finite and self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
         # Where it is not finite, this lowers the loss scale and leaves the weights alone.
@@ -116,7 +119,7 @@ class Loop:
         if finite and self.average is not None:
             self.average.update(self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
-        return Losses(*summed.unbind())
+        return dict(zip(Losses._fields, values, strict=True))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -160,18 +163,24 @@ class Loop:
         for group, base in zip(self.raw_optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
 
-    def _finite(self, losses: Tensor, ids: Sequence[str]) -> bool:
-        """Stop before harm: True if all is finite, False if loss scaling skips the step."""
+    def _read(self, losses: Tensor) -> tuple[list[float], float]:
+        """Return the losses and the norm of all gradients: the only wait for the device."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if bool(torch.isfinite(losses).all() & torch.isfinite(norm)):
+        norm = nn.utils.get_total_norm(gradients).to(losses)
+        *values, length = torch.cat([losses, norm.reshape(1)]).tolist()
+        return values, length
+
+    def _finite(self, losses: Sequence[float], norm: float, ids: Sequence[str]) -> bool:
+        """Stop before harm: True if all is finite, False if loss scaling skips the step."""
+        fine = all(map(math.isfinite, losses))
+        if fine and math.isfinite(norm):
             return True
         scaler = self.accelerator.scaler
         # Below a scale of 1 it was no overflow of the scaling: the gradient itself is broken.
-        if scaler is not None and bool(torch.isfinite(losses).all()) and scaler.get_scale() >= 1:
+        if scaler is not None and fine and scaler.get_scale() >= 1:
             self.state.skipped += 1
             return False
-        what = "loss" if not bool(torch.isfinite(losses).all()) else "gradient"
+        what = "gradient" if fine else "loss"
         self.optimizer.zero_grad(set_to_none=True)
         raise TrainingError(
             f"{self.settings.stage}: the {what} is not finite at epoch {self.state.epoch}, step "
@@ -179,11 +188,10 @@ class Loop:
             "these samples, or lower the learning rate"
         )
 
-    def _record(self, losses: Losses) -> None:
+    def _record(self, losses: Mapping[str, float]) -> None:
         self.state.step += 1
         self.state.step_in_epoch += 1
-        row = {name: float(value) for name, value in losses._asdict().items()}
-        row["skipped"] = self.state.skipped
+        row = {**losses, "skipped": self.state.skipped}
         self.state.steps.append({"epoch": self.state.epoch, "step": self.state.step, **row})
         self._log(row)
         if self.on_step is not None:
