@@ -131,6 +131,11 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
         If the file is damaged, of another format, or does not fit its own description.
     """
     tensors, description = read_tensors(path)
+    if "baseline" in description:
+        raise CheckpointError(
+            f"{path} is a baseline ({description['baseline']['architecture']}), not a Segment "
+            "Anything model: it can be evaluated, compared and reported, nothing else"
+        )
     segmenter = Segmenter(variant(description["variant"]).at_side(description["side"]))
     if description["ranks"]:
         config = AdaptConfig.model_validate(description["adapt"])

@@ -266,6 +266,28 @@ class ExportConfig(Section):
     min_pixel_agreement: Fraction = 0.999
 
 
+class BaselinesConfig(Section):
+    """A peer of the paper's Table 1 instead of a Segment Anything model (``baselines``).
+
+    ``stage1`` says how it trains: ``lr_encoder`` for the backbone, ``lr_decoder`` for the rest.
+    """
+
+    architecture: Literal["unet", "deeplabv3plus", "segformer", "nnunet"]
+    size: str = ""
+    """Width or backbone, by architecture; empty takes its default."""
+    weights: str | None = None
+    """ImageNet weights of the backbone: a file, a local folder or a Hub id. None starts from
+    random weights, which is stamped on every result."""
+    side: Annotated[int, Field(ge=32, multiple_of=32)] = 256
+    """Working resolution in pixels."""
+    input: Literal["image", "crop"] = "image"
+    """The whole image without any box, or the box with its margin, as a crop."""
+    margin: Fraction = 0.1
+    """What a crop adds on each side of the box, as a share of the box's own side."""
+    steps_per_epoch: Count = 50
+    """Optimizer steps of an nnU-Net epoch, which is no pass over the data. Others ignore it."""
+
+
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
@@ -279,6 +301,7 @@ class RunConfig(Section):
     """Keep only the inputs of the encoder's layers and compute the rest again in the backward
     pass: less memory for one more forward pass of the encoder, the same result. ViT only."""
     model: ModelConfig = ModelConfig()
+    baselines: BaselinesConfig | None = None
     data: DataConfig = DataConfig()
     adapt: AdaptConfig = AdaptConfig()
     stage1: Stage1Config = Stage1Config()
@@ -295,6 +318,25 @@ class RunConfig(Section):
             )
         if self.stage1.epochs:
             self.adapt.pruning_at(self.stage1.epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_trains_whole(self) -> RunConfig:
+        if self.baselines is None:
+            return self
+        if len(self.data.prompt.targets) > 1:
+            raise ValueError(
+                "a baseline segments one target; give one data.prompt.target, not "
+                f"{', '.join(self.data.prompt.targets)}"
+            )
+        whole = ("full", "full", "none", "none", 0)
+        stage1, stage2 = self.stage1, self.stage2
+        given = (stage1.encoder, stage1.decoder, self.adapt.method, self.quantize.policy)
+        if (*given, stage2.epochs) != whole:
+            raise ValueError(
+                "a baseline trains whole and is not quantized: set stage1.encoder=full, "
+                "stage1.decoder=full, adapt.method=none, quantize.policy=none, stage2.epochs=0"
+            )
         return self
 
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from adalora_qat.baselines.model_file import described
+from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, provenance
 from adalora_qat.config import RunConfig, dump_config, load_config
 from adalora_qat.data.geometry import load_image, load_mask, to_grey_uint8
@@ -172,13 +174,15 @@ def summarise(name: str, cases: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def stage_predictor(path: Path, name: str | None = None, *, cpu: bool = True) -> TorchPredictor:
+def stage_predictor(path: Path, name: str | None = None, *, cpu: bool = True) -> Predictor:
     """Load a run folder's furthest stage, or one stage's model, as a predictor."""
     file = path
     if path.is_dir():
         run = RunFolder.open(path)
         done = [stage for stage in ("stage2", "ptq", "stage1") if run.finished(stage)]
         file = run.stage(done[0] if done else "stage1") / MODEL_FILE
+    if described(file) is not None:
+        return open_baseline(file, name, cpu=cpu)
     segmenter, description = load_model(file)
     if not cpu:
         import torch

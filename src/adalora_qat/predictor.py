@@ -33,7 +33,11 @@ class Prediction:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Segments an image given boxes."""
+    """Segments an image given boxes.
+
+    One that looks at the image alone has an attribute ``uses_boxes`` that is False, so that no
+    evaluation credits it with, or charges it for, boxes that it never saw: see ``uses_boxes``.
+    """
 
     @property
     def name(self) -> str:
@@ -52,3 +56,8 @@ class Predictor(Protocol):
             (the whole image stands in as the box).
         """
         ...
+
+
+def uses_boxes(predictor: Predictor) -> bool:
+    """Whether the boxes given to a predictor change its answer; True unless it says otherwise."""
+    return bool(getattr(predictor, "uses_boxes", True))

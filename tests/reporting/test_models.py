@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from adalora_qat.baselines.model_file import save_baseline
+from adalora_qat.baselines.networks import build_baseline
+from adalora_qat.checkpoint import RunFolder
 from adalora_qat.config import load_config
 from adalora_qat.errors import CheckpointError, DataError
-from adalora_qat.predictor import Predictor
+from adalora_qat.predictor import Predictor, uses_boxes
+from adalora_qat.reporting.facts import facts_of
 from adalora_qat.reporting.models import model_at, models_of, named, stage_name
 
 
@@ -98,3 +102,21 @@ def test_a_path_that_exists_is_never_split(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_stages_have_the_papers_names(overrides: tuple[str, ...], stage: str, name: str) -> None:
     assert stage_name(load_config("litemedsam", overrides), stage) == name  # type: ignore[arg-type]
+
+
+def test_a_baseline_is_one_row_and_opens_as_a_predictor(tmp_path: Path) -> None:
+    config = load_config("segformer", ("baselines.size=tiny", "baselines.side=64"))
+    run = RunFolder.create(tmp_path / "run", config)
+    net, origin = build_baseline(config.baselines, 0)  # type: ignore[arg-type]
+    file = run.stage("stage1") / "model.safetensors"
+    save_baseline(file, net.state_dict(), config, origin)
+    (row,) = models_of([str(run.path)])
+    assert row.name == "SegFormer-TINY, random init"
+    assert model_at(run.path).sha256 == row.sha256
+    assert models_of([str(file)])[0].name == row.name
+    predictor, segmenter = row.open()
+    assert segmenter is None
+    assert not uses_boxes(predictor)
+    facts = facts_of(row, predictor, segmenter)
+    assert facts.total == facts.trainable == sum(p.numel() for p in net.parameters())
+    assert (facts.encoder, facts.paper) == ("full, random init", "segformer")

@@ -24,7 +24,7 @@ from adalora_qat.cli.app import (
 )
 from adalora_qat.cli.watch import watching
 from adalora_qat.config import load_config
-from adalora_qat.errors import CheckpointError
+from adalora_qat.errors import CheckpointError, ConfigError
 
 
 class Tracked(StrEnum):
@@ -99,11 +99,12 @@ def train(
     ] = None,
     cpu: Cpu = False,
 ) -> None:
-    """Train both stages; the same command continues an interrupted run.
+    """Train both stages, or a baseline; the same command continues an interrupted run.
 
     With --stage1, several second stages (other policies, other settings) start from one first.
     On several GPUs or machines, start it with torchrun or accelerate launch.
     """
+    from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.data.splits import read_manifest
     from adalora_qat.demo import draw_ranks
@@ -114,6 +115,10 @@ def train(
     config = load_config(recipe, overrides or [])
     trackers = tuple(each.value for each in track or ())
     check_trackers(trackers)
+    if config.baselines is not None and (stage == 2 or trackers or stage1 is not None):
+        raise ConfigError(
+            "a baseline has one stage and no trackers; leave --stage, --stage1 and --track out"
+        )
     manifest = read_manifest(data)
     # Before a folder is made, which a wrong recipe would otherwise own.
     source = None if stage1 is None else source_of_stage1(stage1, config)
@@ -123,26 +128,29 @@ def train(
         if source is not None and processes.is_main_process:
             inherit_stage1(run, source)
     with watching(shown=processes.is_main_process) as watch:
-        training = Training(
-            run,
-            labelled_records(manifest, "train", config.data.prompt.targets),
-            labelled_records(manifest, "val", config.data.prompt.targets),
-            Resources(
-                cpu=cpu,
-                cache=cache,
-                track=trackers,
-                on_step=watch.on_step,
-                progress=watch.progress,
-            ),
+        train_records, val_records = (
+            labelled_records(manifest, split, config.data.prompt.targets)
+            for split in ("train", "val")
         )
-        if stage in (None, 1):
-            training.stage1()
-            if processes.is_main_process:
-                draw_ranks(run.path)
-        if stage in (None, 2):
-            training.quantize()
-            training.stage2()
-        training.end()
+        resources = Resources(
+            cpu=cpu,
+            cache=cache,
+            track=trackers,
+            on_step=watch.on_step,
+            progress=watch.progress,
+        )
+        if config.baselines is not None:
+            BaselineTraining(run, train_records, val_records, resources).fit()
+        else:
+            training = Training(run, train_records, val_records, resources)
+            if stage in (None, 1):
+                training.stage1()
+                if processes.is_main_process:
+                    draw_ranks(run.path)
+            if stage in (None, 2):
+                training.quantize()
+                training.stage2()
+            training.end()
     if processes.is_main_process:
         out_console.print(f"finished: {out}")
 
@@ -205,11 +213,14 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
+    from adalora_qat.baselines.parameters import count_baseline
     from adalora_qat.evaluate.paper_parameters import beside_the_paper
     from adalora_qat.train.parameters import count_parameters, layer_numerics
 
     config = load_config(recipe, overrides or [])
-    counts = count_parameters(config)
+    if config.baselines is not None and policy:
+        raise ConfigError("--policy is about quantization, and a baseline has none; leave it out")
+    counts = count_parameters(config) if config.baselines is None else count_baseline(config)
     paper = beside_the_paper(counts, config)
     layers = layer_numerics(config, policy) if policy else []
     if as_json:

@@ -33,7 +33,7 @@ from adalora_qat.evaluate.journal import Journal
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
 from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
-from adalora_qat.predictor import Prediction, Predictor
+from adalora_qat.predictor import Prediction, Predictor, uses_boxes
 
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int, str], None]
@@ -109,7 +109,8 @@ def evaluate_cases(
     targets : mask kinds ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.
     box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, or a
-        ``BoxPrompt``.
+        ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is asked:
+        its rows say ``none``.
     out : folder for ``cases.parquet``, ``cases.csv`` and ``cases.json``; None keeps nothing.
     jobs : threads beside the predictor's own.
     progress : called with (images done, images, id).
@@ -130,6 +131,8 @@ def evaluate_cases(
         or ``out`` holds results of another evaluation.
     """
     prompt = parse_box(box_mode, seed)
+    if not uses_boxes(predictor):
+        prompt = BoxPrompt("none", 0, seed)
     chosen = _choose(records, targets)
     if save_masks and out is None:
         raise DataError("save_masks needs a folder: give out")
@@ -205,7 +208,7 @@ class _Run:
 
     def ask(self, case: _Case) -> _Answer:
         """Run the predictor once on a case, with the boxes of all its targets."""
-        if self.prompt.kind == "whole":
+        if self.prompt.kind != "oracle":
             boxed, boxes = list(case.truths), None
         else:
             drawn = {t: self.prompt.box(m, case.record.id, t) for t, m in case.truths.items()}

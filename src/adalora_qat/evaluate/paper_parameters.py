@@ -70,6 +70,8 @@ def beside_the_paper(counts: Mapping[str, Any], config: RunConfig) -> Comparison
 
 def published_row(config: RunConfig) -> str | None:
     """Return the key of the paper's row (``paper.MODELS``, ``ABLATIONS``) that a recipe repeats."""
+    if config.baselines is not None:
+        return config.baselines.architecture if config.baselines.architecture in MODELS else None
     if config.model.variant not in _SAME_SHAPE:
         return None
     encoder, decoder = config.stage1.encoder, config.stage1.decoder
@@ -85,12 +87,17 @@ def published_row(config: RunConfig) -> str | None:
 
 
 def _no_row(config: RunConfig) -> str:
+    if config.baselines is not None:
+        return f"the paper has no {config.baselines.architecture}"
     if config.model.variant not in _SAME_SHAPE:
         return f"the paper counts SAM ViT-B; {config.model.variant} is another model"
     return "the paper prints no parameter count for this recipe"
 
 
 def _differences(counts: Mapping[str, Any], key: str) -> list[str]:
+    if "image_encoder" not in counts["parts"]:
+        # A peer: the paper names no backbone, only how many parameters there are.
+        return []
     encoder = counts["parts"]["image_encoder"]["total"]
     decoder = counts["parts"]["mask_decoder"]["total"]
     whole, start, pruned = (counts["total"][name] for name in ("total", "start", "pruned"))

@@ -24,19 +24,20 @@ class BoxPrompt:
 
     Attributes
     ----------
-    kind : ``oracle``, the box of the true mask, or ``whole``, no prompt.
+    kind : ``oracle``, the box of the true mask; ``whole``, no prompt; ``none``, what a model
+        is given that looks at the image alone.
     jitter_px : each edge of an oracle box moves by its own uniform integer in ±jitter_px, in
         pixels of the original, clipped to the image.
     seed : of the jitter; the draw depends on (seed, id, target) only, and scales with
         ``jitter_px`` so that a larger jitter is the same disturbance, further out.
     """
 
-    kind: Literal["oracle", "whole"] = "oracle"
+    kind: Literal["oracle", "whole", "none"] = "oracle"
     jitter_px: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.jitter_px < 0 or (self.kind == "whole" and self.jitter_px):
+        if self.jitter_px < 0 or (self.kind != "oracle" and self.jitter_px):
             raise DataError(
                 f"box jitter of {self.jitter_px} px with kind {self.kind!r}: the jitter moves "
                 "oracle boxes and must not be negative"
@@ -44,9 +45,9 @@ class BoxPrompt:
 
     @property
     def name(self) -> str:
-        """Return ``oracle``, ``oracle+jitter5`` or ``whole-image``, as in every table."""
-        if self.kind == "whole":
-            return "whole-image"
+        """Return ``oracle``, ``oracle+jitter5``, ``whole-image`` or ``none``, as in every table."""
+        if self.kind != "oracle":
+            return "whole-image" if self.kind == "whole" else "none"
         return f"oracle+jitter{self.jitter_px}" if self.jitter_px else "oracle"
 
     def box(self, truth: NDArray[np.bool_], *key: str) -> NDArray[np.float64] | None:

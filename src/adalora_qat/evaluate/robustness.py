@@ -23,7 +23,7 @@ from scipy import ndimage
 from adalora_qat.data.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.cases import Alteration, evaluate_cases
-from adalora_qat.predictor import Predictor
+from adalora_qat.predictor import Predictor, uses_boxes
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -216,6 +216,8 @@ def evaluate_prompts(
     goes on; returns them one below the other. ``options`` go to ``evaluate_cases``.
     """
     modes: list[str] = [f"oracle+jitter{px}" if px else "oracle" for px in jitters_px]
+    # One that looks at the image alone has one answer, and no prompt is the name for it.
+    every = [*modes, WHOLE_IMAGE] if uses_boxes(predictor) else [WHOLE_IMAGE]
     parts = [
         evaluate_cases(
             predictor,
@@ -226,7 +228,7 @@ def evaluate_prompts(
             progress=_named(progress, mode),
             **options,
         )
-        for mode in [*modes, WHOLE_IMAGE]
+        for mode in every
     ]
     return pd.concat(parts, ignore_index=True)
 

@@ -25,6 +25,9 @@ from adalora_qat.evaluate.style import DASHES, FAINT, MARKERS, SERIES, canvas, h
 from adalora_qat.evaluate.summaries import summarize
 from adalora_qat.evaluate.tables import Column, Spread, Table, Value, metric_digits, metric_label
 
+# Asked with the whole image as the box, or looking at the image alone.
+UNPROMPTED = (WHOLE_IMAGE, "none")
+
 Parsed = Sequence[tuple[str, float] | None]
 
 
@@ -44,8 +47,9 @@ def jitter_figure(cases: pd.DataFrame, metric: str = "dsc") -> Figure:
         axes = figure.subplots()
         for m, (model, part) in enumerate(cases.groupby("model", sort=False)):
             known = part[jitter[part.index].notna()]
-            _line(axes, jitter[known.index], known[metric], m, str(model))
-            whole = part.loc[part["box"] == WHOLE_IMAGE, metric].dropna()
+            if len(known):
+                _line(axes, jitter[known.index], known[metric], m, str(model))
+            whole = part.loc[part["box"].isin(UNPROMPTED), metric].dropna()
             if len(whole):
                 mean, half = _interval(whole)
                 place = aside + (m - 0.5) * far * 0.02
@@ -56,10 +60,12 @@ def jitter_figure(cases: pd.DataFrame, metric: str = "dsc") -> Figure:
                     color=_color(m),
                     marker=MARKERS[m % len(MARKERS)],
                     capsize=2,
+                    linestyle="none",
+                    label=None if len(known) else str(model),
                 )
         ticks = sorted(set(jitter.dropna()))
         names = [f"{tick:g}" for tick in ticks]
-        if (cases["box"] == WHOLE_IMAGE).any():
+        if cases["box"].isin(UNPROMPTED).any():
             ticks, names = [*ticks, aside], [*names, "no\nprompt"]
             axes.axvline((far + aside) / 2, color=FAINT, linewidth=0.8, linestyle=":")
         axes.set_xticks(ticks, names)

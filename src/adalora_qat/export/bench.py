@@ -161,12 +161,16 @@ def _open(path: Path, threads: int | None) -> Predictor:
         return OnnxPredictor(path, threads=threads)
     import torch
 
+    from adalora_qat.baselines.model_file import described
+    from adalora_qat.baselines.predict import open_baseline
     from adalora_qat.checkpoint import load_model
     from adalora_qat.export.run import deployable
     from adalora_qat.model.predict import TorchPredictor
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if described(path) is not None:
+        return open_baseline(path, path.parent.name)
     # Adapters merged, as every other form of the model has them.
     return TorchPredictor(deployable(load_model(path)[0]), path.parent.name)
 

@@ -12,6 +12,8 @@ from typing import Any, Final
 from torch import nn
 
 from adalora_qat.adapt.inject import adapters
+from adalora_qat.baselines.model_file import BaselineFile, described
+from adalora_qat.baselines.parameters import paper_row, trained_size
 from adalora_qat.checkpoint import MODEL_FILE, write_tensors
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import DataError
@@ -47,6 +49,8 @@ def facts_of(model: Model, predictor: Predictor, segmenter: Segmenter | None) ->
         trained = model.run.stage(model.stage) / MODEL_FILE
         source = replace(model, kind=model.stage, file=trained)
         return _trained_facts(source, source.segmenter(), size)
+    if model.file is not None and (baseline := described(model.file)) is not None:
+        return _baseline_facts(model.file, baseline)
     if segmenter is None:
         raise ValueError(f"{model.name} was opened without its module")
     if model.kind == "pretrained" or model.run is None:
@@ -74,6 +78,8 @@ def published_counterpart(config: RunConfig, kind: str) -> str | None:
 
     Zero-shot models and quantization without training are not in the paper's tables.
     """
+    if config.baselines is not None:
+        return paper_row(config.baselines)
     encoder, decoder = config.stage1.encoder, config.stage1.decoder
     adapted = encoder == "adapters" and config.adapt.method == "adalora" and decoder == "full"
     if kind == "stage1":
@@ -109,6 +115,13 @@ def read_facts(folder: Path) -> tuple[str, ModelFacts, dict[str, Any]] | None:
         return str(told["name"]), ModelFacts(**told["facts"]), dict(told["machine"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file} is damaged ({error}); delete it or evaluate anew") from error
+
+
+def _baseline_facts(file: Path, said: BaselineFile) -> ModelFacts:
+    total = trained_size(file)
+    start = "random init" if said.origin.source == "random" else f"init {said.origin.source}"
+    size = file.stat().st_size
+    return ModelFacts(total, total, size, None, f"full, {start}", "full", paper_row(said.config))
 
 
 def _trained_facts(model: Model, segmenter: Segmenter, size: int) -> ModelFacts:

@@ -17,6 +17,9 @@ from typing import Any, Final, Literal
 
 import torch
 
+from adalora_qat.baselines.model_file import described
+from adalora_qat.baselines.networks import title_of
+from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import DataError, UserError
@@ -67,6 +70,8 @@ class Model:
         """
         if self.kind == "onnx" and self.file is not None:
             return OnnxPredictor(self.file, name=self.name), None
+        if self.file is not None and described(self.file) is not None:
+            return open_baseline(self.file, self.name, cpu=cpu), None
         segmenter = self.segmenter()
         if not cpu and torch.cuda.is_available():
             segmenter.to("cuda")
@@ -144,6 +149,9 @@ def _models_at(path: Path) -> list[Model]:
         run, stage = _run_of(path.parent.parent), stage_of(path.parent.name)
         if run is not None and stage is not None:
             return [_stage(run, stage)]
+        baseline = described(path)
+        if baseline is not None:
+            return [Model(baseline.title, "stage1", path, sha256_file(path))]
         quantized = load_model(path)[1]["quantize"] is not None
         kind: Kind = "ptq" if quantized else "stage1"
         return [Model(path.stem, kind, path, sha256_file(path), quantized=quantized)]
@@ -153,6 +161,10 @@ def _models_at(path: Path) -> list[Model]:
 def _of_run(run: RunFolder) -> Iterator[Model]:
     if not run.finished("stage1"):
         raise DataError(f"{run.path} has no finished stage 1; run `adalora-qat train` to its end")
+    if run.config.baselines is not None:
+        # Nothing to start from that could segment: its backbone's weights at most.
+        yield _stage(run, "stage1")
+        return
     start = json.dumps(run.config.model.model_dump(mode="json"), sort_keys=True)
     name = "Random weights" if run.config.model.init == "random" else "Zero-shot"
     yield Model(name, "pretrained", None, hashlib.sha256(start.encode()).hexdigest(), run)
@@ -224,6 +236,8 @@ def stage_name(config: RunConfig, stage: Kind) -> str:
 
 
 def _first_stage_name(config: RunConfig) -> str:
+    if config.baselines is not None:
+        return title_of(config.baselines)
     encoder, decoder = config.stage1.encoder, config.stage1.decoder
     if encoder == "frozen":
         return "Decoder fine-tuning" if decoder == "full" else "Nothing trained"

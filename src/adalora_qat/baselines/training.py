@@ -1,0 +1,119 @@
+"""Training a baseline: from a recipe to the same run folder that every other model leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from adalora_qat.baselines.crops import SOURCE_FACTOR, BoxCropDataset
+from adalora_qat.baselines.loop import BaselineLoop, BaselineObjective, parameter_groups
+from adalora_qat.baselines.model_file import save_baseline
+from adalora_qat.baselines.networks import BaselineNet, build_baseline, frame_of
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, remove_checkpoints, write_provenance
+from adalora_qat.data.cache import PlaneCache
+from adalora_qat.data.dataset import SegmentationDataset
+from adalora_qat.data.records import Record
+from adalora_qat.errors import ConfigError, DataError
+from adalora_qat.train.feed import Feed
+from adalora_qat.train.processes import accelerator_for
+from adalora_qat.train.stages import Resources, write_history
+from adalora_qat.train.state import FitSettings
+
+STAGE = "stage1"
+
+
+class BaselineTraining:
+    """Trains the baseline of one run folder on given training and validation records.
+
+    It leaves ``stage1/model.safetensors`` and its history, as stage 1 of a segmenter does.
+
+    Raises
+    ------
+    DataError
+        If there are no records to train on, or to validate with.
+    ConfigError
+        If the recipe is of no baseline, or several processes were started.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        train: Sequence[Record],
+        val: Sequence[Record],
+        resources: Resources | None = None,
+    ) -> None:
+        if run.config.baselines is None:
+            raise ConfigError(f"{run.config.name} is no baseline: its recipe lacks baselines")
+        if not train or not val:
+            raise DataError(
+                f"training needs train and val records, got {len(train)} and {len(val)}; "
+                "prepare a manifest with more images"
+            )
+        self.run, self.config, self.baseline = run, run.config, run.config.baselines
+        self.records = {"train": train, "val": val}
+        self.resources = resources or Resources()
+
+    def fit(self) -> None:
+        """Train, or go on where a killed training was, unless it has ended already."""
+        if self.run.finished(STAGE):
+            return
+        net, origin = build_baseline(self.baseline, self.config.seed)
+        write_provenance(self.run, {"weights": vars(origin), "config": self.config.name})
+        loop = self._loop(net)
+        loop.resume()
+        state = loop.fit()
+        folder = self.run.stage(STAGE)
+        write_history(folder, state)
+        # The model last: its presence is what says that the stage has ended.
+        save_baseline(folder / MODEL_FILE, net.state_dict(), self.config, origin)
+        remove_checkpoints(loop.folder)
+
+    def _loop(self, net: BaselineNet) -> BaselineLoop:
+        stage1, resources = self.config.stage1, self.resources
+        accelerator = accelerator_for(self.config.precision, cpu=resources.cpu)
+        if accelerator.num_processes > 1:
+            raise ConfigError("a baseline trains in one process; start it without a launcher")
+        net.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective = BaselineObjective(net, stage1.accumulate)
+        if self.config.compile:
+            objective.compile()
+        settings = FitSettings(
+            stage=STAGE,
+            epochs=stage1.epochs,
+            batch_size=stage1.batch_size,
+            accumulate=stage1.accumulate,
+            seed=self.config.seed,
+            clip_norm=stage1.clip_norm,
+            warmup_steps=stage1.warmup_steps,
+            cosine=stage1.lr_decay == "cosine",
+            patience=stage1.patience,
+            ema=stage1.ema,
+            checkpoint_seconds=resources.checkpoint_seconds,
+        )
+        return BaselineLoop(
+            settings,
+            objective,
+            torch.optim.AdamW(parameter_groups(net, stage1)),
+            accelerator,
+            Feed(self.dataset("train"), workers=resources.workers),
+            Feed(self.dataset("val"), workers=resources.workers),
+            self.run.stage(STAGE) / "checkpoints",
+            resources.on_step,
+        )
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """Return the samples of a split: whole images, or crops to their boxes."""
+        frame, crop = frame_of(self.baseline), self.baseline.input == "crop"
+        side = SOURCE_FACTOR * frame.side if crop else frame.side
+        cache = PlaneCache(self.resources.cache or self.run.path / "cache", side)
+        records, data, train = self.records[split], self.config.data, split == "train"
+        cache.build(records, data.prompt.targets, self.resources.workers, self.resources.progress)
+        if crop:
+            margin, seed = self.baseline.margin, self.config.seed
+            return BoxCropDataset(records, data, frame, margin, seed=seed, train=train, cache=cache)
+        return SegmentationDataset(
+            records, data, frame, seed=self.config.seed, train=train, cache=cache
+        )
