@@ -6,7 +6,9 @@ the study can share it without importing each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -61,3 +63,23 @@ class Predictor(Protocol):
 def uses_boxes(predictor: Predictor) -> bool:
     """Whether the boxes given to a predictor change its answer; True unless it says otherwise."""
     return bool(getattr(predictor, "uses_boxes", True))
+
+
+Prompted = Callable[[NDArray[np.generic] | None], Prediction]
+"""Boxes (N, 4) of one image, or None for the whole image, to what ``predict`` gives."""
+
+
+@runtime_checkable
+class EncodesOnce(Protocol):
+    """A predictor that keeps what it computed of an image from one prompt to the next."""
+
+    def prompted(self, image: NDArray[np.generic]) -> Prompted:
+        """Return a function of boxes that gives what ``predict`` gives for this image."""
+        ...
+
+
+def prompted(predictor: Predictor, image: NDArray[np.generic]) -> Prompted:
+    """Return a function of boxes for one image, which is encoded once where that can be."""
+    if isinstance(predictor, EncodesOnce):
+        return predictor.prompted(image)
+    return partial(predictor.predict, image)

@@ -131,6 +131,17 @@ def test_an_image_is_shown_to_the_model_once(records: list[Record]) -> None:
     assert model.boxes[1] is not None and model.boxes[1].shape == (2, 4)
 
 
+def test_automatic_boxes_come_from_the_models_own_first_mask(records: list[Record]) -> None:
+    model = Threshold()
+    table = evaluate_cases(model, records, ["lung"], "automatic")
+    # After the probe, each image is asked twice: without a box, then with what was found.
+    asked = model.boxes[-2 * len(records) :]
+    assert all(box is None for box in asked[::2])
+    assert set(table["box"]) == {"automatic"} and table["dsc"].min() > 0.9
+    edges = table[[f"box_{edge}" for edge in ("x0", "y0", "x1", "y1")]]
+    np.testing.assert_array_equal(edges, np.concatenate(asked[1::2]))
+
+
 def test_whole_image_gives_no_box(records: list[Record]) -> None:
     model = Threshold()
     table = evaluate_cases(model, records, ["lung", "heart"], "whole")

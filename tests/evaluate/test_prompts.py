@@ -21,6 +21,7 @@ def square(height: int = 50, width: int = 60) -> np.ndarray:
         (0, "oracle"),
         ("whole", "whole-image"),
         ("whole-image", "whole-image"),
+        ("automatic", "automatic"),
         (BoxPrompt("oracle", 7), "oracle+jitter7"),
     ],
 )
@@ -39,6 +40,8 @@ def test_jitter_must_fit_its_kind() -> None:
         BoxPrompt("oracle", -1)
     with pytest.raises(DataError, match="moves oracle boxes"):
         BoxPrompt("whole", 3)
+    with pytest.raises(DataError, match="moves oracle boxes"):
+        BoxPrompt("automatic", 3)
 
 
 def test_oracle_box_is_the_masks_own() -> None:

@@ -70,3 +70,26 @@ def test_every_operator_computes_what_numpy_does() -> None:
         g.output(name, f"y{number}", array.shape)
     for found, array in zip(run(g, {"x": x}), expected.values(), strict=True):
         np.testing.assert_allclose(found, array, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_taken_branch_is_run_and_inputs_may_be_left_out() -> None:
+    g = Graph("branches")
+    x = g.input("x", (2, 3))
+    known = g.input("known", ("K", 3), default=np.zeros((0, 3), np.float32))
+    count = g.node("Shape", known, start=0, end=1)
+    unknown = g.node("Equal", count, g.constant("none", np.zeros(1, np.int64)))
+
+    def work() -> str:
+        with g.scope("work"):
+            return g.reshape(g.add(x, g.constant("bias", np.float32([1, 2, 3]))), (2, 3))
+
+    g.output(g.either(unknown, (2, 3), work, known), "y", (2, 3))
+    g.output(g.reshape(x, (2, 3)), "x_again", (2, 3))
+    given = np.float32([[0, 0, 0], [1, 1, 1]])
+    worked, _ = run(g, {"x": given})
+    np.testing.assert_array_equal(worked, [[1, 2, 3], [2, 3, 4]])
+    taken, _ = run(g, {"x": given, "known": given + 7})
+    np.testing.assert_array_equal(taken, given + 7)
+    # The branch keeps its constants to itself.
+    model = g.model({})
+    assert "work.bias" not in {one.name for one in model.graph.initializer}

@@ -10,7 +10,7 @@ from torch import nn
 
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
-from adalora_qat.export.kernels import integer_products
+from adalora_qat.export.kernels import all_graphs, integer_products
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.export.runtime import OnnxPredictor
@@ -39,7 +39,8 @@ def test_an_int8_file_is_what_it_says(
     # No weight of the file is float32 but norms, biases and tables of positions.
     large = [
         one.name
-        for one in model.graph.initializer
+        for graph in all_graphs(model.graph)
+        for one in graph.initializer
         if one.data_type == onnx.TensorProto.FLOAT and np.prod(one.dims) > 500
     ]
     assert all("rel_pos" in name or "biases" in name or "centres" in name for name in large), large
@@ -96,3 +97,31 @@ def test_unfinished_models_are_refused(tmp_path: Path, some_cases: Cases) -> Non
             random_segmenter("tiny-test", 0), tmp_path / "m.onnx", [], policy="", sources={}
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
+@pytest.mark.parametrize("policy", ["none", "int8-all"])
+def test_an_image_is_encoded_once_for_several_prompts(
+    variant: str, policy: str, tmp_path: Path, converted: Converted, some_cases: Cases
+) -> None:
+    path, cases = tmp_path / "model.onnx", some_cases(1)
+    export_onnx(converted(variant, policy), path, cases, policy=policy, sources={}, gate=OPEN)
+    predictor = OnnxPredictor(path, threads=1)
+    image = np.random.default_rng(3).integers(0, 255, (50, 64), dtype=np.uint8)
+    boxes = np.array([[4, 6, 40, 44], [10, 10, 60, 30]])
+    ask = predictor.prompted(image)
+    first, second = ask(None), ask(boxes)
+    assert ask.embeddings is not None and np.isfinite(ask.embeddings).all()
+    # Not nearly: the second prompt reads what the first one stored.
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, None).logits)
+    np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
+    np.testing.assert_array_equal(second.scores, predictor.predict(image, boxes).scores)
+    # What is given as embeddings is what is decoded: the image is not looked at again.
+    other = ask.embeddings[::-1].copy()
+    model_boxes = np.array([[[4, 6, 40, 44]]], np.float32)
+    answers = [
+        predictor.run_once_encoded(pixels, model_boxes, other)[0]
+        for pixels in (cases[0].image[None], np.zeros_like(cases[0].image[None]))
+    ]
+    np.testing.assert_array_equal(*answers)
+    assert not np.array_equal(answers[0], predictor.run(cases[0].image[None], model_boxes)[0])

@@ -78,7 +78,7 @@ def test_a_folder_is_taken_in_order_and_reports_progress(
     )
     assert [result["image"] for result in results] == ["a.jpg", "b.png", "c.tif"]
     assert seen == [(1, 3, "a.jpg"), (2, 3, "b.png"), (3, 3, "c.tif")]
-    assert all(result["prompt"] == "none" for result in results)
+    assert all(result["prompt"] == "automatic" for result in results)
 
 
 def test_sixteen_bits_and_colour_are_read(tmp_path: Path, predictor: OnnxPredictor) -> None:

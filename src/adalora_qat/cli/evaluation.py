@@ -40,7 +40,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Mask to segment; repeat for several.")
     ] = None,
     box: Annotated[
-        str, typer.Option(help="oracle, oracle+jitterN (N px), or whole-image.")
+        str, typer.Option(help="oracle, oracle+jitterN (N px), whole-image or automatic.")
     ] = "oracle",
     cpu: Cpu = False,
     jobs: Jobs = 2,

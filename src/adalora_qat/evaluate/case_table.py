@@ -35,7 +35,8 @@ REAL_COLUMNS = (
 CASE_COLUMNS = (*TEXT_COLUMNS, *WHOLE_COLUMNS, *REAL_COLUMNS)
 """Columns of the per-case table.
 
-model : the predictor's name.  box : ``oracle``, ``oracle+jitter5``, ``whole-image``, ``none``.
+model : the predictor's name.  box : ``oracle``, ``oracle+jitter5``, ``whole-image``, ``automatic``,
+    ``none``.
 altered : name of the alteration of the image, ``as-read`` without one.
 status : ``ok``, or why there is no result; the metrics are then NaN.
 empty : ``no``, or which mask has no foreground: ``truth``, ``prediction``, ``both``.

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from adalora_qat.data.automatic_prompt import predict_automatically
 from adalora_qat.data.geometry import load_image
 from adalora_qat.data.records import MASK_KINDS, Record
 from adalora_qat.errors import DataError
@@ -108,9 +109,9 @@ def evaluate_cases(
     records : the cases; ids unique.
     targets : mask kinds ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.
-    box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, or a
-        ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is asked:
-        its rows say ``none``.
+    box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, ``automatic``,
+        or a ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is
+        asked: its rows say ``none``.
     out : folder for ``cases.parquet``, ``cases.csv`` and ``cases.json``; None keeps nothing.
     jobs : threads beside the predictor's own.
     progress : called with (images done, images, id).
@@ -217,7 +218,10 @@ class _Run:
                 return _Answer({}, {}, {}, math.nan, 0)
             boxed, boxes = list(found), stack_boxes(list(found.values()))
         begin = time.perf_counter()
-        prediction = self.predictor.predict(case.image, boxes)
+        if self.prompt.kind == "automatic":
+            prediction = predict_automatically(self.predictor, case.image)
+        else:
+            prediction = self.predictor.predict(case.image, boxes)
         seconds = time.perf_counter() - begin
         count = 1 if boxes is None else len(boxes)
         _check_prediction(self.predictor.name, case, prediction, count)

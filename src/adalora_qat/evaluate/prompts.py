@@ -24,15 +24,16 @@ class BoxPrompt:
 
     Attributes
     ----------
-    kind : ``oracle``, the box of the true mask; ``whole``, no prompt; ``none``, what a model
-        is given that looks at the image alone.
+    kind : ``oracle``, the box of the true mask; ``whole``, no prompt; ``automatic``, the box
+        that the model finds from the whole image (``data.automatic_prompt``); ``none``, what a
+        model is given that looks at the image alone.
     jitter_px : each edge of an oracle box moves by its own uniform integer in ±jitter_px, in
         pixels of the original, clipped to the image.
     seed : of the jitter; the draw depends on (seed, id, target) only, and scales with
         ``jitter_px`` so that a larger jitter is the same disturbance, further out.
     """
 
-    kind: Literal["oracle", "whole", "none"] = "oracle"
+    kind: Literal["oracle", "whole", "automatic", "none"] = "oracle"
     jitter_px: int = 0
     seed: int = 0
 
@@ -45,9 +46,9 @@ class BoxPrompt:
 
     @property
     def name(self) -> str:
-        """Return ``oracle``, ``oracle+jitter5``, ``whole-image`` or ``none``, as in every table."""
+        """Return ``oracle``, ``oracle+jitter5``, ``whole-image``, ``automatic`` or ``none``."""
         if self.kind != "oracle":
-            return "whole-image" if self.kind == "whole" else "none"
+            return "whole-image" if self.kind == "whole" else self.kind
         return f"oracle+jitter{self.jitter_px}" if self.jitter_px else "oracle"
 
     def box(self, truth: NDArray[np.bool_], *key: str) -> NDArray[np.float64] | None:
@@ -75,7 +76,7 @@ class BoxPrompt:
 
 
 def parse_box(given: str | int | BoxPrompt, seed: int = 0) -> BoxPrompt:
-    """Read a box mode: ``oracle``, ``oracle+jitter5`` (or 5), ``whole-image`` (or ``whole``).
+    """Read a mode: ``oracle``, ``oracle+jitter5`` (5), ``whole-image`` (``whole``), ``automatic``.
 
     Raises
     ------
@@ -88,9 +89,13 @@ def parse_box(given: str | int | BoxPrompt, seed: int = 0) -> BoxPrompt:
         return BoxPrompt("oracle", given, seed)
     if given in ("whole", "whole-image"):
         return BoxPrompt("whole", 0, seed)
+    if given == "automatic":
+        return BoxPrompt("automatic", 0, seed)
     found = re.fullmatch(r"oracle(?:\+jitter(\d+))?", given)
     if not found:
-        raise DataError(f"box mode {given!r}: give oracle, oracle+jitter5 or whole-image")
+        raise DataError(
+            f"box mode {given!r}: give oracle, oracle+jitter5, whole-image or automatic"
+        )
     return BoxPrompt("oracle", int(found[1] or 0), seed)
 
 

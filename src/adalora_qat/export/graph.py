@@ -35,6 +35,7 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._taken: dict[str, int] = {}
+        self._branch = ""
 
     @property
     def path(self) -> str:
@@ -50,10 +51,19 @@ class Graph:
         finally:
             self._scopes.pop()
 
-    def input(self, name: str, shape: Shape, kind: int = TensorProto.FLOAT) -> str:
-        """Declare an input of the graph; a string in the shape is a dynamic size."""
+    def input(
+        self,
+        name: str,
+        shape: Shape,
+        kind: int = TensorProto.FLOAT,
+        default: NDArray[Any] | None = None,
+    ) -> str:
+        """Declare an input of the graph; a string in the shape is a dynamic size.
+
+        One with a ``default`` may be left out of a run.
+        """
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
+        return name if default is None else self.constant(name, default)
 
     def output(self, value: str, name: str, shape: Shape) -> None:
         """Declare an output of the graph."""
@@ -114,6 +124,26 @@ class Graph:
             graph = helper.make_graph(self._nodes, self.path, declared[:-1], declared[-1:])
         self._nodes = outer
         return self.node("Scan", *values, num_scan_inputs=len(values), body=graph)
+
+    def either(
+        self, condition: str, shape: Sequence[int], then: Callable[[], str], other: str
+    ) -> str:
+        """Compute ``then`` where the condition holds, else take the value ``other``, unread.
+
+        ``shape`` is that of both. Only the branch that is taken is run.
+        """
+        branches = []
+        for name, body in (("then", then), ("else", lambda: self.node("Identity", other))):
+            # What a branch alone uses is stored in it: ONNX Runtime's optimizer takes a constant
+            # of the outer graph for something that may change.
+            outer, self._nodes, self._initializers = (self._nodes, self._initializers), [], {}
+            self._branch = f"{name}_"
+            result = body()
+            declared = helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)
+            stored = list(self._initializers.values())
+            branches.append(helper.make_graph(self._nodes, name, [], [declared], stored))
+            (self._nodes, self._initializers), self._branch = outer, ""
+        return self.node("If", condition, then_branch=branches[0], else_branch=branches[1])
 
     def model(self, props: Mapping[str, str]) -> onnx.ModelProto:
         """Return the finished model with its metadata."""
@@ -189,7 +219,7 @@ class Graph:
     def _integers(self, values: Sequence[int]) -> str:
         # Shared by the whole graph: there are hundreds of uses of a few dozen shapes.
         scopes, self._scopes = self._scopes, []
-        name = "integers_" + "_".join(map(str, values))
+        name = f"{self._branch}integers_" + "_".join(map(str, values))
         stored = self.constant(name, np.asarray(values, dtype=np.int64))
         self._scopes = scopes
         return stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -28,7 +29,21 @@ def runtime_graph(model: Path | bytes) -> list[onnx.NodeProto]:
         options.optimized_model_filepath = str(optimized)
         source = model if isinstance(model, bytes) else str(model)
         ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return list(onnx.load(optimized, load_external_data=False).graph.node)
+        return all_nodes(onnx.load(optimized, load_external_data=False).graph)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those in its nodes: branches and bodies of loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_graphs(attribute.g)
+
+
+def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes of a graph and of those inside it."""
+    return [node for one in all_graphs(graph) for node in one.node]
 
 
 def kernel_counts(model: Path | bytes) -> dict[str, int]:
@@ -40,10 +55,11 @@ def kernel_counts(model: Path | bytes) -> dict[str, int]:
 
 def integer_products(model: onnx.ModelProto) -> list[str]:
     """Return the names of the Gemms that are written to run on integers."""
-    producers = {node.output[0]: node.op_type for node in model.graph.node}
+    nodes = all_nodes(model.graph)
+    producers = {node.output[0]: node.op_type for node in nodes}
     return [
         node.name
-        for node in model.graph.node
+        for node in nodes
         if node.op_type == "Gemm"
         and all(producers.get(name) == "DequantizeLinear" for name in node.input)
     ]

@@ -165,12 +165,24 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     g, side, low = Graph(variant.name), variant.frame.side, variant.low_res_side
     image = g.input("image", (1, 3, side, side))
     boxes = g.input("boxes", (1, "N", 4))
-    features = encode(g, segmenter, image)
-    features = g.add(features, no_mask(g, segmenter))
+    embeddings = _encoded_once(g, segmenter, image)
+    features = g.add(embeddings, no_mask(g, segmenter))
     logits, iou = decode(g, segmenter, features, embed_boxes(g, segmenter, boxes))
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
+    g.output(embeddings, "embeddings", (variant.embedding_side**2, variant.decoder_width))
     return checked(g.model(metadata.to_props()))
+
+
+def _encoded_once(g: Graph, segmenter: Segmenter, image: str) -> str:
+    """Encode the image, (E², D), unless the embeddings of an earlier run are given."""
+    variant = segmenter.variant
+    shape = (variant.embedding_side**2, variant.decoder_width)
+    none = np.zeros((0, shape[1]), dtype=np.float32)
+    known = g.input("known_embeddings", ("K", shape[1]), default=none)
+    count = g.node("Shape", known, start=0, end=1)
+    unknown = g.node("Equal", count, g.constant("no_pixels", np.zeros(1, dtype=np.int64)))
+    return g.either(unknown, shape, lambda: encode(g, segmenter, image), known)
 
 
 def build_encoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:

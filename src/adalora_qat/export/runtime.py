@@ -113,6 +113,8 @@ class OnnxPredictor:
         self._session = open_session(self.path, threads, low_memory=low_memory)
         self.metadata = read_metadata(self._session, str(self.path), "whole")
         self.sha256 = sha256_file(self.path)
+        given = {output.name for output in self._session.get_outputs()}
+        self._gives_embeddings = "embeddings" in given
 
     @property
     def name(self) -> str:
@@ -139,6 +141,10 @@ class OnnxPredictor:
         model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
         logits, iou = self.run(model_image[None], model_boxes[None])
         return to_prediction(logits[0], iou[0], boxes, frame_map, self.metadata.mask_threshold)
+
+    def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
+        """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
+        return PromptedImage(self, image)
 
     def predict_batch(
         self,
@@ -179,11 +185,69 @@ class OnnxPredictor:
         logits, iou = self._session.run(["logits", "iou"], {"image": image, "boxes": boxes})
         return logits, iou
 
+    def run_once_encoded(
+        self,
+        image: NDArray[np.float32],
+        boxes: NDArray[np.float32],
+        embeddings: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """Run the bare model as ``run`` does, but not its encoder if ``embeddings`` are given.
+
+        Returns
+        -------
+        logits (1, N, L, L), predicted IoU (1, N) and the embeddings (E², D); None where the
+        file, of an earlier version, keeps them to itself.
+        """
+        if not self._gives_embeddings:
+            return *self.run(image, boxes), None
+        feeds = {"image": image, "boxes": boxes}
+        if embeddings is not None:
+            feeds["known_embeddings"] = embeddings
+        logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
+        return logits, iou, found
+
     def warm_up(self) -> None:
         """Run once on a blank frame, so that the first image is as fast as the next."""
         side = self.metadata.frame.side
         box = np.array([[[0, 0, side, side]]], dtype=np.float32)
         self.run(np.zeros((1, 3, side, side), dtype=np.float32), box)
+
+
+class PromptedImage:
+    """One image of a predictor: encoded at its first prompt, then prompted at will.
+
+    Attributes
+    ----------
+    pixels : (3, S, S) float32, the image in the model frame.
+    frame_map : the way back to its own pixels.
+    embeddings : (E², D) float32, None before the first prompt.
+
+    Raises
+    ------
+    DataError
+        If the image is of one colour or not an image.
+    """
+
+    def __init__(self, predictor: OnnxPredictor, image: NDArray[np.generic]) -> None:
+        self._predictor = predictor
+        self.pixels, self.frame_map = image_to_model(image, predictor.metadata.frame)
+        self.embeddings: NDArray[np.float32] | None = None
+
+    def __call__(self, boxes_xyxy_original: NDArray[np.generic] | None) -> Prediction:
+        """Segment the image given boxes (N, 4); None takes the whole image.
+
+        Raises
+        ------
+        DataError
+            If a box does not fit the image.
+        """
+        boxes = checked_boxes(boxes_xyxy_original, self.frame_map)
+        model_boxes = boxes_to_model(boxes, self.frame_map).astype(np.float32)
+        logits, iou, self.embeddings = self._predictor.run_once_encoded(
+            self.pixels[None], model_boxes[None], self.embeddings
+        )
+        threshold = self._predictor.metadata.mask_threshold
+        return to_prediction(logits[0], iou[0], boxes, self.frame_map, threshold)
 
 
 def checked_boxes(

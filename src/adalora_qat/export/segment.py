@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from adalora_qat.data.automatic_prompt import predict_automatically
 from adalora_qat.data.geometry import Frame, check_box, image_to_model, load_image, to_grey_uint8
 from adalora_qat.errors import DataError
 from adalora_qat.export.runtime import OnnxPredictor
@@ -35,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to segment and its boxes (N, 4) in its own pixels, None for the whole image."""
+    """One image to segment and its boxes (N, 4) in its own pixels, None to find one."""
 
     image: Path
     boxes_xyxy_original: NDArray[np.float64] | None
@@ -59,7 +60,8 @@ def segment_files(
     Parameters
     ----------
     source : an image file, or a folder whose images are taken in order of their names.
-    box : x0, y0, x1, y1 in pixels of the original, for every image.
+    box : x0, y0, x1, y1 in pixels of the original, for every image; without boxes the model
+        finds one in each image (``data.automatic_prompt``).
     boxes_csv : columns file,x0,y0,x1,y1; several rows for one file are several boxes.
     spacing_mm : (row, column) size of a pixel, where known: adds areas in mm².
     progress : called with (done, total, name) after each image.
@@ -242,7 +244,10 @@ def _segment_one(
     started = time.perf_counter()
     image = load_image(job.image)
     read = time.perf_counter()
-    prediction = predictor.predict(image, job.boxes_xyxy_original)
+    if job.boxes_xyxy_original is None:
+        prediction = predict_automatically(predictor, image)
+    else:
+        prediction = predictor.predict(image, job.boxes_xyxy_original)
     seconds = {"read": read - started, "predict": time.perf_counter() - read}
     result = {
         "image": job.image.name,
@@ -250,7 +255,7 @@ def _segment_one(
         "width": image.shape[1],
         "height": image.shape[0],
         **_measure(prediction, spacing_mm),
-        "prompt": "none" if job.boxes_xyxy_original is None else "box",
+        "prompt": "automatic" if job.boxes_xyxy_original is None else "box",
         "seconds": {key: round(value, 4) for key, value in seconds.items()},
         "model": _describe(predictor),
     }

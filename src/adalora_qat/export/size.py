@@ -23,6 +23,7 @@ from adalora_qat.config import QuantizeConfig
 from adalora_qat.data.geometry import boxes_to_model, image_to_model, mask_box
 from adalora_qat.data.phantom import phantom
 from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.export.kernels import all_graphs
 from adalora_qat.export.metadata import ModelMetadata
 from adalora_qat.export.run import deployable
 from adalora_qat.export.runtime import open_session
@@ -191,7 +192,7 @@ def onnx_entries(path: Path) -> Iterator[Entry]:
     # protobuf's own error class moves between its versions.
     except Exception as error:
         raise CheckpointError(f"{path} is not an ONNX model ({error})") from error
-    for tensor in model.graph.initializer:
+    for tensor in (one for graph in all_graphs(model.graph) for one in graph.initializer):
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
         precision = _ONNX.get(kind, kind)
         part = _part(tensor.name) if "." in tensor.name else DESCRIPTION

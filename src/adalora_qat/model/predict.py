@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adalora_qat.data.geometry import (
+    FrameMap,
     boxes_to_model,
     check_box,
     image_to_model,
@@ -16,7 +19,7 @@ from adalora_qat.data.geometry import (
     whole_box,
 )
 from adalora_qat.model.sam import Segmenter
-from adalora_qat.predictor import Prediction
+from adalora_qat.predictor import Prediction, Prompted
 
 
 class TorchPredictor:
@@ -31,7 +34,6 @@ class TorchPredictor:
         """A short name for tables."""
         return self._name
 
-    @torch.inference_mode()
     def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
 
@@ -40,18 +42,28 @@ class TorchPredictor:
         DataError
             If the image has one colour only, or a box is reversed, empty or outside.
         """
-        height, width = image.shape[:2]
-        boxes = (
-            whole_box(height, width)[None]
-            if boxes_xyxy_original is None
-            else check_box(boxes_xyxy_original, (height, width))
-        )
+        return self.prompted(image)(boxes_xyxy_original)
+
+    @torch.inference_mode()
+    def prompted(self, image: NDArray[Any]) -> Prompted:
+        """Encode an image and return a function of its boxes; see ``EncodesOnce``."""
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
-        model_boxes = torch.from_numpy(boxes_to_model(boxes, frame_map).astype(np.float32))
-        logits, iou = self.segmenter(
-            torch.from_numpy(pixels)[None].to(device), model_boxes[None].to(device)
+        embeddings = self.segmenter.encode(torch.from_numpy(pixels)[None].to(device))
+        return partial(self._decode, embeddings, frame_map)
+
+    @torch.inference_mode()
+    def _decode(
+        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any] | None
+    ) -> Prediction:
+        size = (frame_map.height, frame_map.width)
+        boxes = (
+            whole_box(*size)[None]
+            if boxes_xyxy_original is None
+            else check_box(boxes_xyxy_original, size)
         )
+        model_boxes = torch.from_numpy(boxes_to_model(boxes, frame_map).astype(np.float32))
+        logits, iou = self.segmenter.decode(embeddings, model_boxes[None].to(embeddings.device))
         low_res = logits[0].float().cpu().numpy()
         masks = np.stack([logits_to_original(each, frame_map) > 0 for each in low_res])
         scores = iou[0].float().clamp(0, 1).cpu().numpy()

@@ -78,9 +78,7 @@ class Loop:
         """Run every epoch that is left; return the state at the end."""
         while self.state.epoch <= self.settings.epochs:
             steps = self._plan(self.state.epoch)[self.state.step_in_epoch :]
-            self.train.begin(
-                self.state.epoch, chain.from_iterable(steps), self.accelerator.device
-            )
+            self.train.begin(self.state.epoch, chain.from_iterable(steps), self.accelerator.device)
             for micros in steps:
                 with self._memory_advice(micros):
                     losses = self.optimizer_step(micros)
