@@ -20,7 +20,7 @@ from adalora_qat.config import Stage1Config
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.train.average import Average
 from adalora_qat.train.loop import Loop
-from adalora_qat.train.objective import Losses, LossWeights, Objective
+from adalora_qat.train.objective import LossWeights, Objective
 from adalora_qat.train.sampling import MicroBatch
 
 
@@ -50,7 +50,7 @@ class BaselineLoop(Loop):
             real = {name: p for name, p in self.parameters.items() if p.is_floating_point()}
             self.average = Average(real, self.average.decay)
 
-    def optimizer_step(self, micros: Sequence[MicroBatch]) -> Losses:
+    def optimizer_step(self, micros: Sequence[MicroBatch]) -> dict[str, float]:
         """Do one step in training mode, dropout drawn from seed and step."""
         self.plain.segmenter.train()
         with _drawn_from(self.settings.seed, self.state.step, self.accelerator.device):

@@ -165,6 +165,9 @@ class Training:
             return
         config = self.config
         segmenter, _ = load_model(self.run.stage("ptq") / MODEL_FILE)
+        if not config.stage2.epochs:
+            self._keep_ptq(segmenter)
+            return
         before = lambdas(segmenter)
         choose_trainable_stage2(segmenter, config)
         settings = FitSettings(
@@ -187,13 +190,19 @@ class Training:
         loop = self._loop(segmenter, settings, weights, parameter_groups_stage2(segmenter, config))
         loop.resume()
         state = loop.fit()
-        if config.stage2.epochs and "scales" in config.stage2.train:
+        if "scales" in config.stage2.train:
             freeze(segmenter)
         if self.accelerator.is_main_process:
             movement = lambda_movement(before, lambdas(segmenter))
             rows = [asdict(layer) for layer in movement]
             write_json(self.run.stage("stage2") / "lambda_movement.json", rows)
         self._finish("stage2", segmenter, loop, state)
+
+    def _keep_ptq(self, segmenter: Segmenter) -> None:
+        # No epochs: what came before is the result, and there may be nothing to train at all.
+        if self.accelerator.is_main_process:
+            save_model(segmenter, self.run.stage("stage2") / MODEL_FILE, self.config, "stage2")
+        self.accelerator.wait_for_everyone()
 
     def end(self) -> None:
         """Close the trackers and leave the other processes; call it once, after the stages."""

@@ -1,0 +1,272 @@
+"""From the folders of the study to the results that are kept.
+
+    python benchmarks/study/collect.py pack ROOT FILE.tgz           # on the machine that trained
+    tar xzf FILE.tgz -C ROOT                                         # where the results are written
+    python benchmarks/study/collect.py write ROOT --out results/study
+
+``write`` leaves per-case tables (``cases/ROW.csv``), ``training.json`` (validation by epoch,
+ranks, movement of Λ, provenance), ``jobs.json`` (commands, seconds, how each job ended),
+``summary.json`` (means by row, seed and source, paired statistics) and the tables of
+``tables.py``. Only rows that ended are in it; the others are named as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from _paths import describe_machine
+from adalora_qat.evaluate.statistics import compare, holm_adjusted, verdict
+from adalora_qat.files import write_json, write_text
+from plan import PLAN, Row, read_plan
+from tables import write_page
+
+KEPT = ("dsc", "iou", "nsd_deepmind2d_2px", "nsd_medsam_2px", "hd95_px", "score")
+PARTS = (
+    "jobs.json", "evaluations/*/*/cases.parquet", "evaluations/*/*/model.json",
+    "runs/*/config.yaml", "runs/*/provenance.json", "runs/*/stage*/epochs.csv",
+    "runs/*/epochs.csv", "runs/*/stage1/ranks.csv", "runs/*/stage1/ranks.json",
+    "runs/*/stage2/lambda_movement.json", "logs/*.txt",
+)  # fmt: skip
+BASELINE = "decoder-only"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The per-case table of one row, seed, stage, set and box."""
+
+    row: Row
+    seed: int
+    stage: str
+    set: str
+    box: str
+    cases: pd.DataFrame
+    facts: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what seeds are averaged within."""
+        return self.row.name, self.stage, self.set, self.box
+
+
+def pack(root: Path, file: Path) -> None:
+    """Write everything small into one archive."""
+    with tarfile.open(file, "w:gz") as archive:
+        for pattern in PARTS:
+            for path in sorted(root.glob(pattern)):
+                archive.add(path, path.relative_to(root))
+
+
+def evaluations(root: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
+    """Yield every finished evaluation, rows in the order of the plan."""
+    order = list(rows)
+    folders = [f for f in (root / "evaluations").glob("*/*") if (f / "cases.parquet").is_file()]
+    known = [(f, *f.parent.name.rsplit("-s", 1)) for f in folders]
+    known = [each for each in known if each[1] in rows]
+    for folder, name, seed in sorted(known, key=lambda e: (order.index(e[1]), e[2], e[0].name)):
+        stage, dataset, box = folder.name.split("_", 2)
+        told = folder / "model.json"
+        yield Evaluation(
+            rows[name],
+            int(seed),
+            stage,
+            dataset,
+            box,
+            pd.read_parquet(folder / "cases.parquet"),
+            json.loads(told.read_text("utf-8"))["facts"] if told.is_file() else {},
+        )
+
+
+def write(root: Path, out: Path, plan: Path = PLAN) -> None:
+    """Write the results."""
+    rows = read_plan(plan)
+    found = list(evaluations(root, rows))
+    for name in dict.fromkeys(each.row.name for each in found):
+        _write_cases([each for each in found if each.row.name == name], out / "cases")
+    jobs = json.loads((root / "jobs.json").read_text("utf-8"))
+    write_json(out / "jobs.json", {n: _without_root(j, root) for n, j in sorted(jobs.items())})
+    write_json(out / "training.json", training(root, rows))
+    summary = {
+        "rows": [_summary(group) for group in _groups(found)],
+        "comparisons": _comparisons(found),
+        "missing": sorted(
+            f"{name}-s{seed}"
+            for name, row in rows.items()
+            for seed in row.seeds
+            if jobs.get(f"{name}-s{seed}", {}).get("status") != "done"
+        ),
+        "tabulated_on": describe_machine(),
+    }
+    write_json(out / "summary.json", summary)
+    write_page(summary, rows, out)
+
+
+def training(root: Path, rows: dict[str, Row]) -> dict[str, Any]:
+    """Return what each run's training left: validation by epoch, ranks, Λ, provenance."""
+    told: dict[str, Any] = {}
+    for run in sorted((root / "runs").iterdir()):
+        if run.name.rsplit("-s", 1)[0] not in rows:
+            continue
+        entry: dict[str, Any] = {"config": (run / "config.yaml").read_text("utf-8")}
+        provenance = run / "provenance.json"
+        if provenance.is_file():
+            entry["provenance"] = json.loads(provenance.read_text("utf-8"))
+        for file in sorted(run.glob("**/epochs.csv")):
+            stage = file.parent.name if file.parent != run else "training"
+            with file.open() as lines:
+                entry[f"{stage}_val_dice"] = [
+                    round(float(row["val_dice"]), 5) for row in csv.DictReader(lines)
+                ]
+        ranks = run / "stage1" / "ranks.json"
+        if ranks.is_file():
+            events = json.loads(ranks.read_text("utf-8"))
+            entry["ranks"] = events[-1]["ranks"] if events else {}
+        moved = run / "stage2" / "lambda_movement.json"
+        if moved.is_file():
+            entry["lambda_movement"] = json.loads(moved.read_text("utf-8"))
+        told[run.name] = entry
+    return told
+
+
+def _write_cases(group: list[Evaluation], folder: Path) -> None:
+    parts = []
+    for each in group:
+        kept = [name for name in KEPT if name in each.cases]
+        table = each.cases[["id", "source", "target", *kept]].copy()
+        named = {"seed": each.seed, "stage": each.stage, "set": each.set, "box": each.box}
+        for number, (name, value) in enumerate(named.items()):
+            table.insert(number, name, value)
+        parts.append(table)
+    text = pd.concat(parts).to_csv(index=False, float_format="%.5g", lineterminator="\n")
+    write_text(folder / f"{group[0].row.name}.csv", text)
+
+
+def _groups(found: list[Evaluation]) -> list[list[Evaluation]]:
+    keys = dict.fromkeys(each.key for each in found)
+    return [[each for each in found if each.key == key] for key in keys]
+
+
+def _summary(group: list[Evaluation]) -> dict[str, Any]:
+    first = group[0]
+    by_seed = {each.seed: _means(each.cases) for each in group}
+    scores = [by_seed[seed]["dsc"] for seed in by_seed]
+    pooled = seed_mean(group)
+    return {
+        "row": first.row.name,
+        "title": first.row.title,
+        "stage": first.stage,
+        "set": first.set,
+        "box": first.box,
+        "seeds": list(by_seed),
+        "n": len(pooled),
+        "dropped": int(pooled["dsc"].isna().sum()),
+        "dice_mean": float(np.mean(scores)),
+        "dice_sd_over_seeds": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        "dice_sd_over_cases": float(pooled["dsc"].std(ddof=1)),
+        **{name: float(pooled[name].mean()) for name in KEPT if name in pooled},
+        "by_source": {
+            str(source): {"n": len(part), "dice_mean": float(part["dsc"].mean())}
+            for source, part in pooled.groupby("source")
+        },
+        "by_target": {
+            str(target): float(part["dsc"].mean()) for target, part in pooled.groupby("target")
+        },
+        "by_seed": {str(seed): means for seed, means in by_seed.items()},
+        "facts": first.facts,
+    }
+
+
+def _means(cases: pd.DataFrame) -> dict[str, float]:
+    return {name: float(cases[name].mean()) for name in KEPT if name in cases}
+
+
+def seed_mean(group: list[Evaluation]) -> pd.DataFrame:
+    """Return one table whose scores are the means over seeds, case by case."""
+    first = group[0].cases.set_index(["id", "target"])
+    numeric = [name for name in first.columns if first[name].dtype.kind in "fi"]
+    stacked = pd.concat([each.cases.set_index(["id", "target"])[numeric] for each in group])
+    means = stacked.groupby(level=[0, 1]).mean().loc[first.index]
+    whole = first.copy()
+    for name in numeric:
+        whole[name] = means[name].to_numpy()
+    return whole.reset_index().assign(model=group[0].row.title)
+
+
+def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
+    """Compare every row with decoder fine-tuning, and every quantized row with its PTQ."""
+    groups = {group[0].key: group for group in _groups(found)}
+    family = []
+    for key, group in groups.items():
+        row, stage, dataset, box = key
+        others = [(BASELINE, "stage1", dataset, box)]
+        if stage in ("ptq", "stage2") and group[0].row.stage1:
+            others.append((group[0].row.stage1, "stage1", dataset, box))
+        if stage == "stage2":
+            others.append((row, "ptq", dataset, box))
+        for other in others:
+            if other in groups and other != key:
+                a = seed_mean(group).assign(model=" ".join((row, stage)))
+                b = seed_mean(groups[other]).assign(model=" ".join(other[:2]))
+                family.append((key, other, compare(a, b, "dsc", missing="drop")))
+    adjusted = holm_adjusted([each for _, _, each in family])
+    return [
+        {
+            "row": "/".join(key),
+            "against": "/".join(other),
+            "n": found_.n,
+            "mean_difference": found_.mean_difference,
+            "ci": [found_.ci_low, found_.ci_high],
+            "wilcoxon_p_holm": _finite(found_.wilcoxon_p_holm),
+            "rank_biserial": _finite(found_.wilcoxon.rank_biserial),
+            "tost_p_holm": _finite(found_.tost_p_holm),
+            "margin": found_.margin,
+            "equivalent": found_.equivalent,
+            "noninferior": found_.noninferior,
+            "verdict": verdict(found_),
+        }
+        for (key, other, _), found_ in zip(family, adjusted, strict=True)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _without_root(job: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Return a job with its commands as anyone would type them."""
+    for name, value in job.items():
+        if name == "commands":
+            words = (c.replace(job.get("root", str(root)), "ROOT") for c in value)
+            return {**{k: v for k, v in job.items() if k != "root"}, "commands": list(words)}
+    return job
+
+
+def main() -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    small = commands.add_parser("pack")
+    small.add_argument("root", type=Path)
+    small.add_argument("file", type=Path)
+    kept = commands.add_parser("write")
+    kept.add_argument("root", type=Path)
+    kept.add_argument("--out", type=Path, default=Path("results/study"))
+    given = parser.parse_args()
+    if given.command == "pack":
+        pack(given.root, given.file)
+    else:
+        write(given.root, given.out)
+
+
+if __name__ == "__main__":
+    main()
