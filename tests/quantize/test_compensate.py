@@ -69,6 +69,28 @@ def test_one_turn_is_the_best_low_rank_part_of_what_rounding_lost() -> None:
     assert torch.allclose(right @ right.T, torch.eye(4), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(12, 32), (32, 12)])
+def test_the_leading_part_is_that_of_a_singular_value_decomposition(shape: tuple[int, int]) -> None:
+    w = weight(*shape)
+    _, (left, values, right), _ = factorise(w, INT4, rank=5, iterations=1)
+    residual = w - quantized(w, INT4)
+    u, s, v = torch.linalg.svd(residual.double(), full_matrices=False)
+    best = (u[:, :5] * s[:5]) @ v[:5]
+    assert torch.allclose((left * values) @ right, best.float(), atol=1e-6)
+    assert torch.allclose(values, s[:5].float(), rtol=1e-5)
+
+
+def test_nothing_lost_leaves_an_empty_branch() -> None:
+    # Multiples of one scale round without error.
+    w = torch.randint(-7, 8, (6, 8), generator=torch.Generator().manual_seed(0)).float()
+    w[:, 0] = 7
+    master, (left, values, right), errors = factorise(w, INT4, rank=2, iterations=2)
+    assert errors == (0.0, 0.0)
+    assert torch.equal(quantized(master, INT4), w)
+    assert not float(((left * values) @ right).abs().max())
+    assert torch.isfinite(left).all() and torch.isfinite(right).all()
+
+
 def test_more_turns_and_more_rank_are_never_worse() -> None:
     w = weight(24, 32)
     errors = {

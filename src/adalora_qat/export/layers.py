@@ -251,9 +251,12 @@ def _gemm(
 
 def _branch(layer: nn.Module, rows: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
     """Return a layer's low-rank branch, (C, R) and (R, K) float16, of some rows of outputs."""
-    if not isinstance(layer, QuantizedLayer) or layer.branch_out is None:
+    if not isinstance(layer, QuantizedLayer):
         return None
-    return layer.branch_out if rows is None else layer.branch_out[rows], layer.branch_in
+    wide, narrow = layer.branch_out, layer.branch_in
+    if wide is None or narrow is None:
+        return None
+    return wide if rows is None else wide[rows], narrow
 
 
 def _float16(g: Graph, name: str, values: Tensor) -> str:

@@ -225,11 +225,33 @@ def _compensate_layer(
 
 
 def _leading(matrix: Tensor, rank: int, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rank-R part nearest to a matrix with weighted columns, as P, Λ, Q."""
-    left, values, right = torch.linalg.svd(matrix * columns, full_matrices=False)
-    right = right[:rank] / columns
-    length = right.norm(dim=1)
-    return left[:, :rank], values[:rank] * length, right / length[:, None]
+    """Return the rank-R part nearest to a matrix with weighted columns, as P, Λ, Q.
+
+    P and Q have columns and rows of unit length. By the eigenvectors of the smaller Gram matrix,
+    which takes a fraction of the time of a singular value decomposition.
+    """
+    weighted = (matrix * columns).to(torch.float64)
+    if len(weighted) <= weighted.shape[1]:
+        left = _largest_eigenvectors(weighted @ weighted.T, rank)
+        right = left.T @ weighted
+    else:
+        right = _largest_eigenvectors(weighted.T @ weighted, rank).T
+        left = weighted @ right.T
+    right = right / columns
+    lengths = left.norm(dim=0), right.norm(dim=1)
+    # A direction of length zero (a matrix of lower rank) stays zero.
+    left, right = left / _positive(lengths[0]), right / _positive(lengths[1])[:, None]
+    values = lengths[0] * lengths[1]
+    return left.to(torch.float32), values.to(torch.float32), right.to(torch.float32)
+
+
+def _largest_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors of the R largest eigenvalues, (n, R), largest first."""
+    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+
+
+def _positive(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 
 def _plain(layer: FakeQuantLayer) -> nn.Linear:
