@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from adalora_qat.export.encoders import encode
+from adalora_qat.export.encoders import _rows_seen, encode
 from adalora_qat.export.graph import Graph
+from adalora_qat.export.kernels import nodes_of
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
 from adalora_qat.quantize.convert import QuantizedLayer
 
 # A policy that quantizes the inputs of TinyViT's convolutional stage as well.
@@ -26,7 +28,7 @@ def embeddings(segmenter: Segmenter, image: np.ndarray) -> tuple[np.ndarray, lis
     model = g.model({})
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    nodes = [node.name for node in model.graph.node]
+    nodes = [node.name for node in nodes_of(model.graph)]
     return session.run(None, {"image": image})[0], nodes
 
 
@@ -67,8 +69,41 @@ def test_attention_by_rows_is_attention(
     with torch.inference_mode():
         expected = segmenter.encode(torch.from_numpy(image))[0].flatten(1).T.numpy()
     found, nodes = embeddings(segmenter, image)
-    assert sum(node.endswith("Scan") for node in nodes) == 1
+    assert sum(node.endswith("layers/1/attn/Scan") for node in nodes) == 1
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["none", "int8-all", EVERYTHING])
+@pytest.mark.parametrize(("strips", "parts"), [(2, 4), (8, 16)])
+def test_parts_of_a_map_give_what_the_whole_gives(
+    strips: int,
+    parts: int,
+    policy: str,
+    converted: Callable[[str, str], Segmenter],
+    some_cases: Callable[[int], list],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter, image = converted("tiny-test", policy), some_cases(1)[0].image[None]
+    found = []
+    for number, share in ((1, 1), (strips, parts)):
+        monkeypatch.setattr("adalora_qat.export.encoders._STRIPS", number)
+        monkeypatch.setattr("adalora_qat.export.encoders._PARTS_OF_A_MAP", share)
+        values, nodes = embeddings(segmenter, image)
+        assert sum("patch_embed/seq/2" in n and "Gelu" not in n for n in nodes) >= number
+        found.append(values)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_strip_sees_the_rows_that_it_depends_on(stride: int) -> None:
+    torch.manual_seed(0)
+    encoder = TinyViT(TinyViTConfig(patch_stride=stride)).eval()
+    convolutions = [m for m in encoder.patch_embed.modules() if isinstance(m, nn.Conv2d)]
+    convolutions += [m for m in encoder.layers[0].modules() if isinstance(m, nn.Conv2d)]
+    image = torch.rand(1, 3, 32 * stride, 32 * stride, requires_grad=True)
+    encoder.stem(image)[:, :, 5:9].sum().backward()
+    seen = image.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+    assert (int(seen[0]), int(seen[-1]) + 1) == _rows_seen(convolutions, 5, 9)
 
 
 def test_every_integer_layer_is_in_the_graph(

@@ -8,6 +8,9 @@ the order that suits a CPU runtime:
   windows are cut and padded from uint8.
 - Queries, keys and values are three products, and the attention one node: nothing is split or
   transposed in float32.
+- What works pixel by pixel, or window by window, is done for a part of the map at a time: the
+  wide tensors in between (a perceptron's hidden layer, queries, keys, values) stay in the
+  cache, and little memory is needed. So is TinyViT's convolutional stage, in strips.
 
 Shapes: B = 1 image, H W rows and columns, D width, A heads, n tokens on the side of a window,
 N = n² tokens of a window, W windows, E side of the embeddings.
@@ -16,8 +19,9 @@ N = n² tokens of a window, W windows, E side of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,7 @@ from adalora_qat.export.layers import (
     GELU_FLOOR,
     convolve,
     convolve_planes,
+    input_kind,
     is_integer_product,
     linear,
     product,
@@ -43,7 +48,7 @@ from adalora_qat.export.layers import (
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
 from adalora_qat.model.tiny_vit import Stage, TinyViT, TinyViTBlock
 from adalora_qat.quantize.convert import DequantizedParameter, QuantizedLayer
-from adalora_qat.quantize.operators import operator_of
+from adalora_qat.quantize.operators import Operator, operator_of
 
 Size = tuple[int, int]
 
@@ -51,6 +56,10 @@ Size = tuple[int, int]
 # a few rows of queries (fastest for 64 × 64 tokens: 4 of 1, 2, 4, 8, 16).
 _MANY_TOKENS = 1024
 _ROWS_AT_A_TIME = 4
+# A perceptron is applied to this share of a map at a time, the convolutional stage to strips.
+# More strips would need less memory, but compute more rows twice.
+_PARTS_OF_A_MAP = 16
+_STRIPS = 4
 _TABLES = ("rel_pos_h", "rel_pos_w")
 
 
@@ -122,12 +131,8 @@ class _Map:
 
 
 def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
-    x = _Map(image, (side, side), 3, planes=True)
-    with g.scope("patch_embed"):
-        x = x.convolve(g, "seq.0.c", encoder.patch_embed)
-        x = x.gelu(g, encoder.patch_embed.seq[2].c)
-        x = x.convolve(g, "seq.2.c", encoder.patch_embed, GELU_FLOOR)
-    for index, stage in enumerate(encoder.layers):
+    x = _stem_in_strips(g, encoder, image, side)
+    for index, stage in enumerate(encoder.layers[1:], start=1):
         with g.scope(f"layers.{index}"):
             x = _stage(g, stage, x)
     for index, part in enumerate(encoder.neck):
@@ -138,6 +143,51 @@ def _tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
             with g.scope("neck"):
                 x = x.convolve(g, str(index), encoder.neck)
     return x.as_rows(g)
+
+
+def _stem_in_strips(g: Graph, encoder: TinyViT, image: str, side: int) -> _Map:
+    """Write TinyViT's convolutional stage, a strip of the map at a time.
+
+    It holds the largest maps of the network. A strip is computed from the rows of the image
+    that it sees, and rows that saw the edge of the cut are dropped: the same numbers.
+    """
+    convolutions = [
+        layer
+        for part in (encoder.patch_embed, encoder.layers[0])
+        for layer in part.modules()
+        if isinstance(layer, QuantizedLayer | nn.Conv2d)
+    ]
+    step = math.prod(_operator(layer).stride[0] for layer in convolutions)
+    height = side // step
+    rows, strips = height // math.gcd(height, _STRIPS), []
+    for first in range(0, height, rows):
+        above, below = _rows_seen(convolutions, first, first + rows)
+        above, below = max(above // step * step, 0), min(-(-below // step) * step, side)
+        cut = image if below - above == side else g.slice(image, 2, above, below)
+        x = _stem(g, encoder, _Map(cut, (below - above, side), 3, planes=True))
+        start = first - above // step
+        pixels = g.reshape(x.as_rows(g), (*x.size, x.width))
+        strips.append(g.slice(pixels, 0, start, start + rows))
+    whole = g.reshape(g.concat(strips, axis=0), (-1, x.width))
+    return _Map(whole, (height, x.size[1]), x.width, planes=False)
+
+
+def _rows_seen(convolutions: Sequence[nn.Module], start: int, stop: int) -> tuple[int, int]:
+    """Return the range of input rows that the output rows from start to stop depend on."""
+    for layer in reversed(convolutions):
+        operator, kernel = _operator(layer), weight_of(layer).shape[2]
+        step, padding = operator.stride[0], int(operator.padding[0])
+        start, stop = start * step - padding, (stop - 1) * step - padding + kernel
+    return start, stop
+
+
+def _stem(g: Graph, encoder: TinyViT, x: _Map) -> _Map:
+    with g.scope("patch_embed"):
+        x = x.convolve(g, "seq.0.c", encoder.patch_embed)
+        x = x.gelu(g, encoder.patch_embed.seq[2].c)
+        x = x.convolve(g, "seq.2.c", encoder.patch_embed, GELU_FLOOR)
+    with g.scope("layers.0"):
+        return _stage(g, encoder.layers[0], x)
 
 
 def _stage(g: Graph, stage: Stage, x: _Map) -> _Map:
@@ -165,12 +215,23 @@ def _block(g: Graph, block: TinyViTBlock, x: _Map) -> _Map:
     with g.scope("attn"):
         rows = g.add(rows, _tiny_attention(g, block, rows, x.size))
     x = replace(x, value=rows, planes=False).convolve(g, "local_conv.c", block)
-    rows = x.as_rows(g)
-    with g.scope("mlp"):
-        with g.scope("norm"):
-            hidden = g.layer_norm(block.mlp.norm, rows)
-        rows = g.add(rows, _mlp(g, block.mlp, ("fc1", "fc2"), hidden))
+
+    def perceptron(rows: str) -> str:
+        with g.scope("mlp"):
+            with g.scope("norm"):
+                hidden = g.layer_norm(block.mlp.norm, rows)
+            return g.add(rows, _mlp(g, block.mlp, ("fc1", "fc2"), hidden))
+
+    rows = _in_parts(g, x.as_rows(g), (math.prod(x.size), x.width), perceptron)
     return replace(x, value=rows, planes=False)
+
+
+def _in_parts(g: Graph, x: str, shape: Size, body: Callable[[str], str]) -> str:
+    """Apply what keeps the shape (M, D), and works row by row, to some rows at a time."""
+    parts = math.gcd(shape[0], _PARTS_OF_A_MAP)
+    part = (shape[0] // parts, shape[1])
+    stacked = g.scan([g.reshape(x, (parts, *part))], [part, part], lambda names: body(names[0]))
+    return g.reshape(stacked, shape)
 
 
 def _mlp(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
@@ -192,13 +253,44 @@ def _tiny_attention(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
         blank = quantized_constant(module.qkv, module.norm.bias)
         quantized = quantize(g, module.qkv, normed)
         windows = _cut(g, quantized, size, side, dim, blank)
-        # The checkpoint interleaves q, k, v by head: (A, 3, D/A).
-        rows = torch.arange(3 * dim).view(heads, 3, -1).transpose(0, 1).flatten(1)
-        parts = _query_key_value(g, module.qkv, windows, rows, side)
     table = g.constant("attention_biases", module.attention_biases.view(heads, side, side))
     bias = _pair_bias(g, table, heads, side)
-    attended = attention(g, *parts, heads, (dim // heads) ** -0.5, bias)
-    return _project(g, module.proj, "proj", attended, size, side, dim)
+    # The checkpoint interleaves q, k, v by head: (A, 3, D/A).
+    rows = torch.arange(3 * dim).view(heads, 3, -1).transpose(0, 1).flatten(1)
+
+    def attend(some: str) -> str:
+        with g.scope("qkv"):
+            parts = _query_key_value(g, module.qkv, some, rows, side)
+        return attention(g, *parts, heads, (dim // heads) ** -0.5, bias)
+
+    return _by_windows(g, module, windows, (size, side, dim), attend)
+
+
+def _by_windows(
+    g: Graph,
+    module: nn.Module,
+    windows: str,
+    shape: tuple[Size, int, int],
+    attend: Callable[[str], str],
+) -> str:
+    """Attend within windows (W·N, D), a row of windows at a time, and project: (H·W, D)."""
+    size, side, dim = shape
+    rows, columns = (-(-length // side) for length in size)
+    tokens = columns * side * side
+
+    def body(names: Sequence[str]) -> str:
+        attended = attend(names[0])
+        with g.scope("proj"):
+            return quantize(g, module.proj, g.reshape(attended, (tokens, dim)))
+
+    if rows == 1:
+        attended = body([windows])
+    else:
+        kinds = [input_kind(module.qkv), input_kind(module.proj)]
+        stacked = g.reshape(windows, (rows, tokens, dim))
+        attended = g.scan([stacked], [(tokens, dim)] * 2, body, kinds)
+    with g.scope("proj"):
+        return product(g, module.proj, _join(g, attended, size, side, dim))
 
 
 def _query_key_value(
@@ -210,15 +302,6 @@ def _query_key_value(
         for part, name in zip(rows, ("query", "key", "value"), strict=True)
     )
     return query, key, value
-
-
-def _project(
-    g: Graph, layer: nn.Module, name: str, attended: str, size: Size, side: int, dim: int
-) -> str:
-    """Put windows (W, N, D) back together and project: (H·W, D)."""
-    with g.scope(name):
-        quantized = quantize(g, layer, attended)
-        return product(g, layer, _join(g, quantized, size, side, dim))
 
 
 def _cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: NDArray[Any]) -> str:
@@ -266,17 +349,14 @@ def _vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
     patches = _Map(image, (side, side), 3, planes=True)
     with g.scope("patch_embed"):
         patches = patches.convolve(g, "projection", encoder.patch_embed)
-    x, size = patches.as_rows(g), patches.size
+    x, size, dim = patches.as_rows(g), patches.size, patches.width
     if encoder.pos_embed is not None:
         x = g.add(x, _positions(g, encoder, size[0] * size[1]))
     for index, layer in enumerate(encoder.layers):
         with g.scope(f"layers.{index}"):
             x = g.add(x, _vit_attention(g, layer, x, size))
-            with g.scope("layer_norm2"):
-                hidden = g.layer_norm(layer.layer_norm2, x)
-            with g.scope("mlp"):
-                x = g.add(x, _mlp(g, layer.mlp, ("lin1", "lin2"), hidden))
-    out = _Map(x, size, weight_of(encoder.layers[0].attn.proj).shape[0], planes=False)
+            x = _in_parts(g, x, (math.prod(size), dim), partial(_vit_perceptron, g, layer))
+    out = _Map(x, size, dim, planes=False)
     for convolution, norm in (("conv1", "layer_norm1"), ("conv2", "layer_norm2")):
         with g.scope("neck"):
             out = out.convolve(g, convolution, encoder.neck)
@@ -284,6 +364,13 @@ def _vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
                 normed = g.layer_norm(getattr(encoder.neck, norm), out.as_rows(g))
         out = replace(out, value=normed, planes=False)
     return out.value
+
+
+def _vit_perceptron(g: Graph, layer: nn.Module, x: str) -> str:
+    with g.scope("layer_norm2"):
+        hidden = g.layer_norm(layer.layer_norm2, x)
+    with g.scope("mlp"):
+        return g.add(x, _mlp(g, layer.mlp, ("lin1", "lin2"), hidden))
 
 
 def _positions(g: Graph, encoder: VitImageEncoder, count: int) -> str:
@@ -307,17 +394,21 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
             # transformers pads after the norm, with zeros.
             blank = quantized_constant(module.qkv, torch.zeros(()))
             cells = _cut(g, quantize(g, module.qkv, normed), size, side, dim, blank)
-            rows = torch.arange(3 * dim).view(3, dim)
-            query, key, value = _query_key_value(g, module.qkv, cells, rows, side)
-        parts = (query, key, value)
-        if module.use_rel_pos and side * side > _MANY_TOKENS:
-            attended = _attention_by_rows(g, parts, module, side, dim)
-        else:
-            if module.use_rel_pos:
-                windows = math.prod(-(-length // side) for length in size)
-                parts = (*_with_positions(g, (query, key), module, windows, side, dim), value)
-            attended = attention(g, *parts, heads, (dim // heads) ** -0.5)
-        return _project(g, module.proj, "proj", attended, size, side, dim)
+        relative = None
+        if module.use_rel_pos and side * side <= _MANY_TOKENS:
+            relative = _relative_positions(g, module, -(-size[1] // side), side, dim)
+
+        def attend(some: str) -> str:
+            with g.scope("qkv"):
+                rows = torch.arange(3 * dim).view(3, dim)
+                query, key, value = _query_key_value(g, module.qkv, some, rows, side)
+            if module.use_rel_pos and relative is None:
+                return _attention_by_rows(g, (query, key, value), module, side, dim)
+            if relative is not None:
+                query, key = _with_positions(g, (query, key), relative, heads, side, dim)
+            return attention(g, query, key, value, heads, (dim // heads) ** -0.5)
+
+        return _by_windows(g, module, cells, (size, side, dim), attend)
 
 
 def _attention_by_rows(
@@ -361,8 +452,30 @@ def _attention_by_rows(
     return g.reshape(g.transpose(attended, (0, 2, 1, 3)), (1, tokens, dim))
 
 
+@dataclass(frozen=True)
+class _Relative:
+    """What relative positions need: tables (n, D/A, n), and one-hot places (W, N, A, 2n)."""
+
+    rows: str
+    columns: str
+    places: str
+
+
+def _relative_positions(
+    g: Graph, module: nn.Module, windows: int, side: int, dim: int
+) -> _Relative:
+    heads = module.num_attention_heads
+    # 1/s goes into the tables.
+    factor = (dim // heads) ** 0.5
+    rows, columns = (
+        _offset_table(g, name, getattr(module, name), side, factor) for name in _TABLES
+    )
+    places = _places(g, side, (windows, side * side, heads, 2 * side))
+    return _Relative(rows, columns, places)
+
+
 def _with_positions(
-    g: Graph, pair: tuple[str, str], module: nn.Module, windows: int, side: int, dim: int
+    g: Graph, pair: tuple[str, str], relative: _Relative, heads: int, side: int, dim: int
 ) -> tuple[str, str]:
     """Widen queries and keys (W, N, D) so that their product holds the relative positions.
 
@@ -373,26 +486,20 @@ def _with_positions(
     -------
     (W, N, A·(D/A + 2n)) each.
     """
-    (query, key), heads, tokens = pair, module.num_attention_heads, side * side
-    depth = dim // heads
-    # 1/s goes into the tables.
-    rows, columns = (
-        _offset_table(g, name, getattr(module, name), side, depth**0.5) for name in _TABLES
-    )
-    by_row = g.matmul(g.reshape(query, (-1, side, side * heads, depth)), rows)
-    by_column = g.matmul(g.reshape(query, (-1, side, side, heads, depth)), columns)
+    (query, key), depth, tokens = pair, dim // heads, side * side
+    by_row = g.matmul(g.reshape(query, (-1, side, side * heads, depth)), relative.rows)
+    by_column = g.matmul(g.reshape(query, (-1, side, side, heads, depth)), relative.columns)
     parts = [query, by_row, by_column]
     sizes = (depth, side, side)
     wide_query = g.concat(
         [
-            g.reshape(part, (windows, tokens, heads, size))
+            g.reshape(part, (-1, tokens, heads, size))
             for part, size in zip(parts, sizes, strict=True)
         ],
         axis=3,
     )
-    places = _places(g, side, (windows, tokens, heads, 2 * side))
-    wide_key = g.concat([g.reshape(key, (windows, tokens, heads, depth)), places], axis=3)
-    shape = (windows, tokens, heads * (depth + 2 * side))
+    wide_key = g.concat([g.reshape(key, (-1, tokens, heads, depth)), relative.places], axis=3)
+    shape = (-1, tokens, heads * (depth + 2 * side))
     return g.reshape(wide_query, shape), g.reshape(wide_key, shape)
 
 
@@ -418,11 +525,7 @@ def _places(g: Graph, side: int, shape: tuple[int, int, int, int]) -> str:
 
 def _after(convolution: nn.Module, size: Size) -> Size:
     """Return the size of a convolution's output."""
-    operator = (
-        convolution.operator
-        if isinstance(convolution, QuantizedLayer)
-        else operator_of("", convolution)
-    )
+    operator = _operator(convolution)
     kernel = weight_of(convolution).shape[2:]
     height, width = (
         (length + 2 * padding - k) // stride + 1
@@ -431,3 +534,7 @@ def _after(convolution: nn.Module, size: Size) -> Size:
         )
     )
     return height, width
+
+
+def _operator(layer: nn.Module) -> Operator:
+    return layer.operator if isinstance(layer, QuantizedLayer) else operator_of("", layer)

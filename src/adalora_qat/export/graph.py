@@ -94,34 +94,40 @@ class Graph:
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output and return the output's name."""
-        base = "/".join(["", *self.path.split("."), operator]) if self.path else f"/{operator}"
-        count = self._taken.get(base, 0)
-        self._taken[base] = count + 1
-        name = base if not count else f"{base}_{count}"
+        name = self._unique(operator)
         self._nodes.append(
             helper.make_node(operator, inputs, [f"{name}_output"], name=name, **attributes)
         )
         return f"{name}_output"
+
+    def _unique(self, operator: str) -> str:
+        base = "/".join(["", *self.path.split("."), operator]) if self.path else f"/{operator}"
+        count = self._taken.get(base, 0)
+        self._taken[base] = count + 1
+        return base if not count else f"{base}_{count}"
 
     def scan(
         self,
         values: Sequence[str],
         shapes: Sequence[Sequence[int]],
         body: Callable[[Sequence[str]], str],
+        kinds: Sequence[int] | None = None,
     ) -> str:
         """Apply ``body`` to the slices of ``values`` along their first axis, and stack.
 
-        ``shapes`` are those of a slice of each value, and last of the body's result.
+        ``shapes`` and ``kinds`` (float32 if not given) are those of a slice of each value, and
+        last of the body's result.
         """
         outer, self._nodes = self._nodes, []
-        with self.scope("slice"):
-            names = [f"{self.path}.input_{index}" for index in range(len(values))]
-            result = body(names)
-            declared = [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, shape in zip([*names, result], shapes, strict=True)
-            ]
-            graph = helper.make_graph(self._nodes, self.path, declared[:-1], declared[-1:])
+        names = [f"{self._unique('Slice')}_output" for _ in values]
+        result = body(names)
+        declared = [
+            helper.make_tensor_value_info(name, kind, shape)
+            for name, kind, shape in zip(
+                [*names, result], kinds or [TensorProto.FLOAT] * len(shapes), shapes, strict=True
+            )
+        ]
+        graph = helper.make_graph(self._nodes, f"{result}_of", declared[:-1], declared[-1:])
         self._nodes = outer
         return self.node("Scan", *values, num_scan_inputs=len(values), body=graph)
 

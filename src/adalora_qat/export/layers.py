@@ -84,6 +84,12 @@ def quantize(
     return g.node("Clip", quantized, g.constant("input_smallest", np.uint8(_MIDDLE - _LARGEST)))
 
 
+def input_kind(layer: nn.Module) -> int:
+    """Return the ONNX type of what ``quantize`` gives for a layer."""
+    quantized = isinstance(layer, QuantizedLayer) and layer.input_scale is not None
+    return int(TensorProto.UINT8 if quantized else TensorProto.FLOAT)
+
+
 def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
     """Return the float32 values of what ``quantize`` gave."""
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
