@@ -9,7 +9,7 @@ from torch import nn
 
 from adalora_qat.export.encoders import _rows_seen, encode
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.kernels import nodes_of
+from adalora_qat.export.kernels import all_nodes
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
 from adalora_qat.quantize.convert import QuantizedLayer
@@ -28,7 +28,7 @@ def embeddings(segmenter: Segmenter, image: np.ndarray) -> tuple[np.ndarray, lis
     model = g.model({})
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    nodes = [node.name for node in nodes_of(model.graph)]
+    nodes = [node.name for node in all_nodes(model.graph)]
     return session.run(None, {"image": image})[0], nodes
 
 
