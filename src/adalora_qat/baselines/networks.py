@@ -18,7 +18,6 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
 
 from adalora_qat.config import BaselinesConfig
 from adalora_qat.data.geometry import Frame
@@ -163,8 +162,9 @@ def _segformer(size: str) -> nn.Module:
         raise _unknown_size("segformer", size, _MIT)
     depths, widths, head = _MIT[size]
     heads = (1, 2, 5, 8) if size != "tiny" else (1, 1, 1, 1)
-    net: nn.Module = SegformerForSemanticSegmentation(
-        SegformerConfig(
+    transformers = required("transformers", "transformers")
+    net: nn.Module = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(
             num_labels=1,
             depths=list(depths),
             hidden_sizes=list(widths),
@@ -204,8 +204,9 @@ def _load_backbone(net: BaselineNet, weights: str) -> WeightsOrigin:
 
 
 def _load_mit(backbone: nn.Module, weights: str) -> WeightsOrigin:
+    transformers = required("transformers", "transformers")
     try:
-        loaded = SegformerModel.from_pretrained(weights)
+        loaded = transformers.SegformerModel.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load {weights!r} ({str(error).splitlines()[0]}); with a network run "

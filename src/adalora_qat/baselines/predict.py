@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adalora_qat.baselines.crops import crop_window, cut, paste, resize_unit
 from adalora_qat.baselines.model_file import described, load_net
 from adalora_qat.baselines.networks import BaselineNet, frame_of
+from adalora_qat.baselines.nnunet import NnunetAnswerer
 from adalora_qat.config import BaselinesConfig
 from adalora_qat.data.geometry import (
     FrameMap,
@@ -138,5 +139,9 @@ def open_baseline(path: Path, name: str | None = None, *, cpu: bool = True) -> B
     if said is None:
         raise CheckpointError(f"{path} holds no baseline; evaluate it as any other model")
     device = torch.device("cuda" if not cpu and torch.cuda.is_available() else "cpu")
-    answer: Answerer = NetAnswerer(load_net(path)[0].to(device))
+    answer: Answerer
+    if said.config.architecture == "nnunet":
+        answer = NnunetAnswerer(path, device)
+    else:
+        answer = NetAnswerer(load_net(path)[0].to(device))
     return BaselinePredictor(answer, said.config, name or said.title)

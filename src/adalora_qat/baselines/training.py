@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,12 @@ import torch
 from adalora_qat.baselines.crops import SOURCE_FACTOR, BoxCropDataset
 from adalora_qat.baselines.loop import BaselineLoop, BaselineObjective, parameter_groups
 from adalora_qat.baselines.model_file import save_baseline
-from adalora_qat.baselines.networks import BaselineNet, build_baseline, frame_of
+from adalora_qat.baselines.networks import RANDOM, BaselineNet, build_baseline, frame_of
+from adalora_qat.baselines.nnunet import require_nnunet, run_nnunet
+from adalora_qat.baselines.nnunet_data import export_samples
+from adalora_qat.baselines.nnunet_process import Task
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, remove_checkpoints, write_provenance
+from adalora_qat.config import AugmentConfig
 from adalora_qat.data.cache import PlaneCache
 from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
@@ -18,7 +23,7 @@ from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.processes import accelerator_for
 from adalora_qat.train.stages import Resources, write_history
-from adalora_qat.train.state import FitSettings
+from adalora_qat.train.state import FitSettings, FitState
 
 STAGE = "stage1"
 
@@ -58,6 +63,9 @@ class BaselineTraining:
         """Train, or go on where a killed training was, unless it has ended already."""
         if self.run.finished(STAGE):
             return
+        if self.baseline.architecture == "nnunet":
+            self._fit_nnunet()
+            return
         net, origin = build_baseline(self.baseline, self.config.seed)
         write_provenance(self.run, {"weights": vars(origin), "config": self.config.name})
         loop = self._loop(net)
@@ -68,6 +76,28 @@ class BaselineTraining:
         # The model last: its presence is what says that the stage has ended.
         save_baseline(folder / MODEL_FILE, net.state_dict(), self.config, origin)
         remove_checkpoints(loop.folder)
+
+    def _fit_nnunet(self) -> None:
+        """Let nnU-Net train itself on our split, and keep its weights as any other baseline's."""
+        require_nnunet()
+        write_provenance(self.run, {"weights": vars(RANDOM), "config": self.config.name})
+        folder = self.run.stage(STAGE)
+        own = folder / "nnunet"
+        export_samples(own, self.dataset("train"), self.dataset("val"), self.resources.progress)
+        task = Task(
+            str(own),
+            self.config.stage1.epochs,
+            self.baseline.steps_per_epoch,
+            self.config.seed,
+            self.resources.cpu,
+            # One process makes the batches while another trains; more make them in no fixed order.
+            max(1, min(8, self.resources.workers)),
+        )
+        tensors, more, epochs = run_nnunet(task, self.resources.on_step, self.resources.progress)
+        write_history(folder, FitState(epochs=epochs))
+        save_baseline(folder / MODEL_FILE, tensors, self.config, RANDOM, more)
+        shutil.rmtree(own / "preprocessed")
+        shutil.rmtree(own / "results")
 
     def _loop(self, net: BaselineNet) -> BaselineLoop:
         stage1, resources = self.config.stage1, self.resources
@@ -110,6 +140,9 @@ class BaselineTraining:
         side = SOURCE_FACTOR * frame.side if crop else frame.side
         cache = PlaneCache(self.resources.cache or self.run.path / "cache", side)
         records, data, train = self.records[split], self.config.data, split == "train"
+        if self.baseline.architecture == "nnunet":
+            # It augments by itself.
+            data = data.model_copy(update={"augment": AugmentConfig(enabled=False)})
         cache.build(records, data.prompt.targets, self.resources.workers, self.resources.progress)
         if crop:
             margin, seed = self.baseline.margin, self.config.seed
