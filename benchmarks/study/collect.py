@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import math
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from _paths import describe_machine
-from adalora_qat.evaluate.statistics import compare, holm_adjusted, verdict
-from adalora_qat.files import write_json, write_text
 from plan import PLAN, Row, read_plan
 from tables import write_page
+
+from adalora_qat.evaluate.statistics import compare, holm_adjusted, verdict
+from adalora_qat.files import write_json, write_text
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from _machine import describe_machine
 
 KEPT = ("dsc", "iou", "nsd_deepmind2d_2px", "nsd_medsam_2px", "hd95_px", "score")
 PARTS = (
@@ -74,15 +77,16 @@ def evaluations(root: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
     known = [(f, *f.parent.name.rsplit("-s", 1)) for f in folders]
     known = [each for each in known if each[1] in rows]
     for folder, name, seed in sorted(known, key=lambda e: (order.index(e[1]), e[2], e[0].name)):
-        stage, dataset, box = folder.name.split("_", 2)
-        told = folder / "model.json"
+        stage, dataset, _ = folder.name.split("_", 2)
+        told, cases = folder / "model.json", pd.read_parquet(folder / "cases.parquet")
         yield Evaluation(
             rows[name],
             int(seed),
             stage,
             dataset,
-            box,
-            pd.read_parquet(folder / "cases.parquet"),
+            # What the model was given: one that takes no box says so.
+            str(cases["box"].iloc[0]),
+            cases,
             json.loads(told.read_text("utf-8"))["facts"] if told.is_file() else {},
         )
 

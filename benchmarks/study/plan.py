@@ -113,8 +113,16 @@ def read_plan(path: Path = PLAN) -> dict[str, Row]:
     return rows
 
 
-def jobs_of(rows: dict[str, Row]) -> list[Job]:
-    """Return all jobs, first the first seed of every row."""
+def jobs_of(rows: dict[str, Row], path: Path = PLAN) -> list[Job]:
+    """Return all jobs, the plan's ``first`` first, then the first seed of every row."""
+    first = yaml.safe_load(path.read_text("utf-8")).get("first", [])
     found = [Job(row, seed) for row in rows.values() for seed in row.seeds]
     order = {name: number for number, name in enumerate(rows)}
-    return sorted(found, key=lambda job: (job.row.seeds.index(job.seed), order[job.row.name]))
+    return sorted(
+        found,
+        key=lambda job: (
+            first.index(job.name) if job.name in first else len(first),
+            job.row.seeds.index(job.seed),
+            order[job.row.name],
+        ),
+    )

@@ -184,12 +184,12 @@ def main() -> None:
     elif given.command == "row":
         run_row(Job(rows[given.row], given.seed), place)
     elif given.command == "show":
-        for job in jobs_of(rows):
+        for job in jobs_of(rows, given.plan):
             print("\n".join(" ".join(["adalora-qat", *c]) for c in job.commands(place)))
     else:
         chosen = [
             job
-            for job in jobs_of(rows)
+            for job in jobs_of(rows, given.plan)
             if (not given.only or job.row.name in given.only)
             and (given.seeds is None or job.seed in given.seeds)
         ]
