@@ -15,30 +15,41 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _machine import describe_machine
+from adalora_qat.config import QuantizeConfig
 from adalora_qat.export.size import packed_size, quantize_on_phantom
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.quantize.pack import load_packed
 from adalora_qat.quantize.policy import load_policy
 
-# Policy, and the rank of the branches of ``quantize.compensate``.
-POLICIES = (("none", 0), ("full", 0), ("int8-all", 0), ("w4a8", 0), ("w4a8", 4), ("w4a8", 8))
+Dtype = Literal["float32", "float16"]
+# Policy, rank of the branches of ``quantize.compensate``, type of the scales of groups.
+POLICIES: tuple[tuple[str, int, Dtype], ...] = (
+    ("none", 0, "float32"),
+    ("full", 0, "float32"),
+    ("int8-all", 0, "float32"),
+    ("w4a8", 0, "float32"),
+    ("w4a8", 0, "float16"),
+    ("w4a8", 8, "float16"),
+    ("w4a8", 16, "float16"),
+)
 # What is asked of the files: at least this many times smaller, and at most this many bytes.
 BARS = {
     ("sam-vit-base", "full"): (2.24, None),
     ("sam-vit-base", "int8-all"): (3.8, None),
     ("sam-vit-base", "w4a8"): (6.0, None),
-    ("sam-vit-base", "w4a8, branches of rank 4"): (6.0, None),
+    ("sam-vit-base", "w4a8, float16 scales, rank 8"): (6.0, None),
     ("litemedsam", "int8-all"): (3.6, 11_000_000),
 }
 
 
-def measure(variant: str, policy_name: str, rank: int) -> dict[str, Any]:
+def measure(variant: str, policy_name: str, rank: int, scales: Dtype) -> dict[str, Any]:
     """Pack one model, count its file, and check that the file loads."""
     policy = load_policy(policy_name)
-    segmenter = quantize_on_phantom(random_segmenter(variant, seed=0), policy, rank)
+    options = QuantizeConfig(group_scales=scales)
+    segmenter = quantize_on_phantom(random_segmenter(variant, seed=0), policy, rank, options)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         size = packed_size(segmenter, policy, f"{variant} {policy_name}, packed", file)
@@ -64,14 +75,15 @@ def main() -> None:
     given = parser.parse_args()
     models: dict[str, dict[str, Any]] = {}
     for variant in given.variants:
-        for policy, rank in POLICIES:
-            name = f"{policy}, branches of rank {rank}" if rank else policy
-            row = with_bar(variant, name, measure(variant, policy, rank))
+        for policy, rank, scales in POLICIES:
+            name = policy if scales == "float32" else f"{policy}, {scales} scales"
+            name = f"{name}, rank {rank}" if rank else name
+            row = with_bar(variant, name, measure(variant, policy, rank, scales))
             models.setdefault(variant, {})[name] = row
             bar = row.get("bar")
             said = "" if bar is None else f"  bar {bar['ratio']}x reached: {bar['reached']}"
             mega = row["total_bytes"] / 1e6
-            print(f"{variant:14} {name:25} {mega:8.2f} MB {row['ratio']:6.3f}x{said}", flush=True)
+            print(f"{variant:14} {name:29} {mega:8.2f} MB {row['ratio']:6.3f}x{said}", flush=True)
     result = {
         "command": " ".join(["python", "benchmarks/size_table.py", *sys.argv[1:]]),
         "init": "random",

@@ -208,6 +208,8 @@ class QuantizeConfig(Section):
     """A built-in policy or a YAML file."""
     per_channel: bool = False
     """Per-channel weight scales; the paper's are per tensor."""
+    group_scales: Literal["float32", "float16"] = "float32"
+    """What weight scales of groups are stored as (policy ``w4a8``: 32 weights share one)."""
     observer: Literal["minmax", "ema", "percentile", "mse"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     calibration_batches: Count = 8
@@ -216,7 +218,8 @@ class QuantizeConfig(Section):
     rounding loses: by LoftQ (Li et al. 2023), or weighed by the inputs as in LQER (Zhang et al.
     2024). The layer's own adapter is merged before; the branch is trained as one."""
     compensate_rank: Count = 8
-    """Rank of each branch. In SAM ViT-B, rank 4 keeps ``w4a8`` six times smaller than FP32."""
+    """Rank of each branch. SAM ViT-B stays six times smaller than FP32 under ``w4a8`` up to rank 3,
+    with ``group_scales: float16`` up to rank 16."""
     compensate_iterations: Count = 5
     """Turns of quantizing and decomposing; the best one is kept."""
     compensate_targets: tuple[str, ...] = ("image_encoder.*", "mask_decoder.*")

@@ -94,15 +94,19 @@ def adapted(variant: str) -> Segmenter:
     return segmenter
 
 
+@pytest.mark.parametrize("scales", ["float32", "float16"])
 @pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
-def test_a_whole_model_with_branches(variant: str, tmp_path: Path, some_cases) -> None:  # type: ignore[no-untyped-def]
+def test_a_whole_model_with_branches(  # type: ignore[no-untyped-def]
+    variant: str, scales: str, tmp_path: Path, some_cases
+) -> None:
+    options = LOFTQ.model_copy(update={"group_scales": scales})
     segmenter, cases = adapted(variant), some_cases(2, boxes=2)
-    prepare(segmenter, load_policy("w4a8"))
+    prepare(segmenter, load_policy("w4a8"), options)
     observe(segmenter)
     with torch.inference_mode():
         for case in cases:
             segmenter(torch.from_numpy(case.image)[None], torch.from_numpy(case.boxes)[None])
-    done = compensate(segmenter, LOFTQ)
+    done = compensate(segmenter, options)
     freeze(segmenter)
     path = tmp_path / "model.onnx"
     exported = export_onnx(

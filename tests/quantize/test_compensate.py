@@ -219,25 +219,30 @@ def test_the_shipped_branch_is_float16_and_passes_gradients() -> None:
     assert torch.allclose(branch.lam.grad, branch.P.detach().sum(0))  # type: ignore[arg-type]
 
 
-def segmenter(variant: str, *, compensated: bool = True) -> Segmenter:
+def segmenter(
+    variant: str, *, compensated: bool = True, options: QuantizeConfig = LOFTQ
+) -> Segmenter:
     made = random_segmenter(variant, 0)
     found = inject(made.image_encoder, AdaptConfig(rank=4, schedule=()), seed=1)
     for adapter in found.values():
         adapter.lam.data.fill_(0.3)  # type: ignore[union-attr]
     fold_batch_norms(made)
-    prepare(made, load_policy("w4a8"))
+    prepare(made, load_policy("w4a8"), options)
     observe(made)
     with torch.no_grad():
         made(IMAGES, BOXES)
     if compensated:
-        compensate(made, LOFTQ)
+        compensate(made, options)
     freeze(made)
     return made
 
 
+@pytest.mark.parametrize("scales", ["float32", "float16"])
 @pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
-def test_a_packed_file_gives_the_model_back_to_the_bit(variant: str, tmp_path: Path) -> None:
-    made = segmenter(variant)
+def test_a_packed_file_gives_the_model_back_to_the_bit(
+    variant: str, scales: str, tmp_path: Path
+) -> None:
+    made = segmenter(variant, options=LOFTQ.model_copy(update={"group_scales": scales}))
     with torch.no_grad():
         expected = made(IMAGES, BOXES)
         prepared = bytes_by_part(made)
@@ -252,8 +257,10 @@ def test_a_packed_file_gives_the_model_back_to_the_bit(variant: str, tmp_path: P
     with torch.no_grad():
         found = again(IMAGES, BOXES)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    stored = load_file(tmp_path / "m.safetensors").values()
-    assert sum(part.total for part in counted) == sum(value.nbytes for value in stored)
+    stored = load_file(tmp_path / "m.safetensors")
+    assert sum(part.total for part in counted) == sum(value.nbytes for value in stored.values())
+    kinds = {value.dtype for name, value in stored.items() if name.endswith("weight_scale")}
+    assert (torch.float16 in kinds) == (scales == "float16")
 
 
 def test_branches_are_rebuilt_by_name_and_rank() -> None:

@@ -14,6 +14,7 @@ from adalora_qat.quantize.numerics import (
     LayerNumerics,
     Numerics,
     as_rows,
+    as_stored,
     broadcast_scale,
     scale_of,
     scale_shape,
@@ -148,3 +149,16 @@ def test_group_scales_belong_to_runs_of_inputs(
         for start in range(0, rows.shape[1], group):
             run = slice(start, start + group)
             assert (spread_rows[channel, run] == rows[channel, run].max()).all()
+
+
+def test_half_precision_scales_are_for_groups() -> None:
+    with pytest.raises(ValidationError, match="float16 goes with granularity=group"):
+        Numerics(scale_dtype="float16")
+    numerics = Numerics(granularity="group", group_size=4, scale_dtype="float16")
+    scales = torch.tensor([1e-30, 1 / 3, 1.0, 1e30])
+    stored = as_stored(scales, numerics)
+    assert torch.equal(stored.half().float(), stored)
+    assert bool((stored > 0).all()) and bool(torch.isfinite(stored).all())
+    assert float(stored[1]) == pytest.approx(1 / 3, rel=2**-11)
+    plain = Numerics(granularity="group", group_size=4)
+    assert torch.equal(as_stored(scales, plain), scales)

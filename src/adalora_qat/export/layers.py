@@ -188,6 +188,8 @@ def stored_integers(
 ) -> str:
     """Return integers times a scale that broadcasts against them, as float32."""
     stored = g.node("Cast", _stored(g, name, integers, bits), to=TensorProto.FLOAT)
+    if scale.dtype == torch.float16:
+        return g.multiply(stored, _float16(g, f"{name}_scale", scale))
     return g.multiply(stored, g.constant(f"{name}_scale", scale))
 
 

@@ -138,25 +138,29 @@ def packed_size(segmenter: Segmenter, policy: Policy | None, what: str, keep: Pa
 
 
 @torch.no_grad()
-def quantize_on_phantom(segmenter: Segmenter, policy: Policy, branch_rank: int = 0) -> Segmenter:
+def quantize_on_phantom(
+    segmenter: Segmenter,
+    policy: Policy,
+    branch_rank: int = 0,
+    options: QuantizeConfig | None = None,
+) -> Segmenter:
     """Quantize a float model in place by what it sees on one phantom, and return it.
 
     Every layer gets the scales that it would have after a calibration, with other values: the
     same bytes, another accuracy. For counting only. With a ``branch_rank`` the layers that
-    ``quantize.compensate`` would give branches get empty ones.
+    ``quantize.compensate`` would give branches get empty ones; ``options`` are the recipe's.
     """
     fold_batch_norms(segmenter)
     if not policy.rows:
         return segmenter.eval()
-    prepare(segmenter, policy)
+    prepare(segmenter, policy, options)
     observe(segmenter)
     made = phantom(0)
     image, frame_map = image_to_model(made.image, segmenter.variant.frame)
     box = boxes_to_model(mask_box(made.masks["left_lung"])[None], frame_map).astype(np.float32)
     segmenter.eval()(torch.from_numpy(image)[None], torch.from_numpy(box)[None])
     if branch_rank:
-        options = QuantizeConfig(compensate="loftq", compensate_rank=branch_rank)
-        layers = compensable(segmenter, options)
+        layers = compensable(segmenter, QuantizeConfig(compensate="loftq"))
         ranks = {n: min(branch_rank, *x.effective_weight().shape) for n, x in layers.items()}
         insert_branches(segmenter, ranks, policy.name)
     freeze(segmenter)
@@ -284,4 +288,4 @@ def _part(name: str) -> str:
 
 
 def _kind(name: str, precision: str) -> str:
-    return "scales" if precision == "FP32" and _SCALE.search(name) else precision
+    return "scales" if precision in ("FP32", "FP16") and _SCALE.search(name) else precision

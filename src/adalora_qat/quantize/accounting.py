@@ -263,7 +263,10 @@ def _of_prepared(layer: FakeQuantLayer) -> Iterator[tuple[str, int, int]]:
     )
     scales += int(sums)
     sums = sums and layer.weight_quantizer.numerics.granularity != "group"
-    yield "scales", scales * _FLOAT32_BYTES, 0
+    size = scales * _FLOAT32_BYTES
+    if layer.weight_quantizer.numerics.scale_dtype == "float16":
+        size -= layer.weight_quantizer.scale.numel() * (_FLOAT32_BYTES - STORED.itemsize)
+    yield "scales", size, 0
     if layer.branch is not None and layer.branch.rank:
         values = layer.branch.P.numel() + layer.branch.Q.numel()
         yield _FLOATS[STORED], values * STORED.itemsize, 0
@@ -273,8 +276,8 @@ def _of_prepared(layer: FakeQuantLayer) -> Iterator[tuple[str, int, int]]:
 
 def _of_converted(layer: QuantizedLayer) -> Iterator[tuple[str, int, int]]:
     yield _integers(layer.weight_int8.numel(), layer.numerics.weight or Numerics())
-    scales = layer.weight_scale.numel() + (layer.input_scale is not None)
-    yield "scales", scales * _FLOAT32_BYTES, 0
+    inputs = _FLOAT32_BYTES if layer.input_scale is not None else 0
+    yield "scales", layer.weight_scale.nbytes + inputs, 0
     for factor in (layer.branch_out, layer.branch_in):
         if factor is not None:
             yield _FLOATS[factor.dtype], factor.nbytes, 0

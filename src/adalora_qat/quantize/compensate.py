@@ -26,7 +26,13 @@ from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.quantize.branch import BranchedLinear
 from adalora_qat.quantize.layers import FakeQuantLayer
-from adalora_qat.quantize.numerics import Numerics, broadcast_scale, scale_of, to_integers
+from adalora_qat.quantize.numerics import (
+    Numerics,
+    as_stored,
+    broadcast_scale,
+    scale_of,
+    to_integers,
+)
 from adalora_qat.quantize.observers import weight_threshold
 from adalora_qat.quantize.operators import is_adapted
 from adalora_qat.quantize.prepare import quantized_layers
@@ -181,7 +187,7 @@ def factorise(
 
 def quantized(weight: Tensor, numerics: Numerics) -> Tensor:
     """Return a linear layer's weight rounded as ``freeze`` will round it, float32."""
-    scale = scale_of(weight_threshold(weight, numerics, 0), numerics.limit)
+    scale = as_stored(scale_of(weight_threshold(weight, numerics, 0), numerics.limit), numerics)
     spread = broadcast_scale(scale, weight.shape, numerics.group_size, 0)
     return to_integers(weight, spread, numerics.limit) * spread
 

@@ -3,7 +3,8 @@
 A converted layer holds buffers only:
 
 - ``weight_int8`` int8, in the shape of the float weight, within ±limit (±7 at 4 bits)
-- ``weight_scale`` float32, () per tensor, (C,) per channel, (C, G) per group
+- ``weight_scale`` float32, () per tensor, (C,) per channel, (C, G) per group; float16 where
+  the numerics say so
 - ``input_scale`` float32 (), or None where activations stay float32
 - ``bias_int32`` int32 of scale s_x·s_w, or ``bias`` float32 where there is no such scale
 - ``branch_out`` (out, R) and ``branch_in`` (R, in) float16, where a low-rank branch makes good
@@ -74,7 +75,9 @@ class QuantizedLayer(nn.Module):
         empty = torch.empty(weight_shape, device="meta")
         shape = scale_shape(empty, weight, operator.channel_axis)
         self.register_buffer("weight_int8", torch.zeros(weight_shape, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(shape))
+        self.register_buffer(
+            "weight_scale", torch.ones(shape, dtype=getattr(torch, weight.scale_dtype))
+        )
         self.register_buffer("input_scale", torch.ones(()) if integer_input else None)
         integer_bias_fits = integer_input and weight.granularity != "group"
         channels = weight_shape[operator.channel_axis]

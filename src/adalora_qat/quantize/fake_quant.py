@@ -22,6 +22,7 @@ from adalora_qat.errors import ConfigError, TrainingError
 from adalora_qat.quantize.numerics import (
     MIN_SCALE,
     Numerics,
+    as_stored,
     broadcast_scale,
     scale_of,
     scale_shape,
@@ -180,7 +181,7 @@ class FakeQuantizer(nn.Module):
             If the values it is computed from are not finite; names the layer.
         """
         if self.mode == "learn":
-            self.scale.clamp_(min=MIN_SCALE)
+            self.scale.copy_(as_stored(self.scale.clamp(min=MIN_SCALE), self.numerics))
         elif self.mode == "observe":
             threshold = self._threshold(weight)
             if threshold is None:
@@ -192,7 +193,8 @@ class FakeQuantizer(nn.Module):
                     f"{'activations' if weight is None else 'weights'} hold NaN or infinity; "
                     "look for the layer before it that diverged, and calibrate again"
                 )
-            self.scale.copy_(scale_of(threshold, self.numerics.limit))
+            scale = scale_of(threshold, self.numerics.limit)
+            self.scale.copy_(as_stored(scale, self.numerics))
             self.observed.fill_(True)
         self._hold(learned=False)
         self.mode = "quantize" if self.observed else "float"

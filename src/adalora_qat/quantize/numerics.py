@@ -23,6 +23,8 @@ ObserverName = Literal["minmax", "ema", "percentile", "mse"]
 # Below this, a scale counts as zero. The square of it is still a normal float32, so the
 # product of an input scale and a weight scale never underflows.
 MIN_SCALE = 2.0**-62
+# The smallest float16 above zero.
+_LEAST_HALF = 2.0**-24
 
 
 class Numerics(BaseModel):
@@ -36,11 +38,16 @@ class Numerics(BaseModel):
     """Inputs of one output channel that share a scale; only with granularity ``group``."""
     observer: ObserverName = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    scale_dtype: Literal["float32", "float16"] = "float32"
+    """What a scale is stored as; float16 only with granularity ``group``, where scales take an
+    eighth of the bytes. They are rounded to it when they are frozen."""
 
     @model_validator(mode="after")
     def _group_has_a_size(self) -> Numerics:
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError("group_size goes with granularity=group, and only with it")
+        if self.scale_dtype != "float32" and self.granularity != "group":
+            raise ValueError("scale_dtype=float16 goes with granularity=group only")
         return self
 
     @property
@@ -83,6 +90,15 @@ def scale_of(largest: Tensor, limit: int) -> Tensor:
     """
     scale = largest.to(torch.float32) / limit
     return torch.where(scale >= MIN_SCALE, scale, torch.ones_like(scale))
+
+
+def as_stored(scale: Tensor, numerics: Numerics) -> Tensor:
+    """Return scales as float32 values that their stored type holds exactly."""
+    if numerics.scale_dtype == "float32":
+        return scale
+    return (
+        scale.clamp(_LEAST_HALF, torch.finfo(torch.float16).max).to(torch.float16).to(torch.float32)
+    )
 
 
 def to_integers(values: Tensor, scale: Tensor, limit: float) -> Tensor:

@@ -106,7 +106,8 @@ class Policy(BaseModel):
     def with_options(self, config: QuantizeConfig) -> Policy:
         """Return the policy with the run's options put in where a row leaves them open.
 
-        ``per_channel`` turns per-tensor weight scales into per-channel ones; ``observer`` and
+        ``per_channel`` turns per-tensor weight scales into per-channel ones; ``group_scales`` is
+        what scales of groups are stored as; ``observer`` and
         ``percentile`` hold for activations whose row does not name an observer.
         """
         rows = tuple(_with_options(row, config) for row in self.rows)
@@ -185,6 +186,8 @@ def _with_options(row: PolicyRow, config: QuantizeConfig) -> PolicyRow:
     weight, activation = row.weight, row.activation
     if weight is not None and config.per_channel and weight.granularity == "tensor":
         weight = weight.model_copy(update={"granularity": "channel"})
+    if weight is not None and weight.granularity == "group" and config.group_scales == "float16":
+        weight = weight.model_copy(update={"scale_dtype": "float16"})
     if activation is not None and "observer" not in activation.model_fields_set:
         activation = activation.model_copy(
             update={"observer": config.observer, "percentile": config.percentile}
