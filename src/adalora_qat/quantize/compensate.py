@@ -253,7 +253,8 @@ def _leading(matrix: Tensor, rank: int, columns: Tensor) -> tuple[Tensor, Tensor
 
 def _largest_eigenvectors(gram: Tensor, rank: int) -> Tensor:
     """Return the eigenvectors of the R largest eigenvalues, (n, R), largest first."""
-    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors[:, -rank:].flip(1)
 
 
 def _positive(lengths: Tensor) -> Tensor:
