@@ -76,6 +76,7 @@ def environment(task: Task) -> dict[str, str]:
         "nnUNet_preprocessed": str(folder / "preprocessed"),
         "nnUNet_results": str(folder / "results"),
         "nnUNet_n_proc_DA": str(task.processes),
+        "nnUNet_def_n_proc": str(task.processes),
         "nnUNet_compile": "f",
         # Its own path must be found by the interpreter that it starts.
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -153,7 +154,7 @@ class NnunetAnswerer:
         tensors, said = read_baseline(path)
         plans = PlansManager(said.more["plans"])
         network = network_of(said)
-        load_strictly(network, tensors, str(path))
+        load_strictly(network, _under_all_names(network, tensors), str(path))
         self.side = said.config.side
         self.predictor = nnUNetPredictor(device=device, allow_tqdm=False)
         self.predictor.manual_initialization(
@@ -176,6 +177,54 @@ class NnunetAnswerer:
         logits = np.full((self.side, self.side), np.log(1e-6), np.float32)
         logits[: unit.shape[0], : unit.shape[1]] = np.log(share / (1 - share))
         return logits
+
+
+def _under_all_names(
+    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return each tensor under every name that the network's state has for it."""
+    first = {id(each): name for name, each in network.named_parameters()}
+    first |= {id(each): name for name, each in network.named_buffers()}
+    known = {name: first[id(each)] for name, each in network.state_dict(keep_vars=True).items()}
+    named = {name: tensors[one] for name, one in known.items() if one in tensors}
+    # What fits no name stays, to be complained about.
+    return {**{name: t for name, t in tensors.items() if name not in known}, **named}
+
+
+def planned_network(side: int) -> torch.nn.Module:
+    """Build the 2D network that nnU-Net plans for square images of ``side``, random weights.
+
+    Its rule for images that fit the memory: halve while at least 4 pixels are left, 32 features
+    doubled up to 512, two convolutions a stage (Isensee et al. 2021, and the code of v2).
+
+    Raises
+    ------
+    UserError
+        If nnU-Net is not installed.
+    """
+    require_nnunet()
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    stages = 1
+    while side >> stages >= 4:
+        stages += 1
+    network: torch.nn.Module = PlainConvUNet(
+        input_channels=1,
+        n_stages=stages,
+        features_per_stage=[min(512, 32 << stage) for stage in range(stages)],
+        conv_op=torch.nn.Conv2d,
+        kernel_sizes=3,
+        strides=[1, *[2] * (stages - 1)],
+        n_conv_per_stage=2,
+        num_classes=2,
+        n_conv_per_stage_decoder=2,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        deep_supervision=True,
+    )
+    return network
 
 
 def network_of(said: BaselineFile) -> torch.nn.Module:

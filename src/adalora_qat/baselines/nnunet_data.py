@@ -44,7 +44,8 @@ def export_samples(
     if (raw / "dataset.json").is_file():
         return
     names: dict[str, list[str]] = {"train": [], "val": []}
-    rows, total = [], len(train) + len(val)
+    rows: list[tuple[str, str, str]] = []
+    total = len(train) + len(val)
     for split, dataset in (("train", train), ("val", val)):
         dataset.set_epoch(1)
         for index in range(len(dataset)):

@@ -103,7 +103,9 @@ def train(task: Task, preprocessed: Path) -> None:
         "schedule": {"epochs": task.epochs, "steps_per_epoch": task.steps},
     }
     network = getattr(trainer.network, "_orig_mod", trainer.network)
-    write_tensors(Path(task.folder) / WEIGHTS, network.state_dict(), header)
+    # Its state lists some tensors up to four times, under the names of all who refer to them.
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    write_tensors(Path(task.folder) / WEIGHTS, tensors, header)
 
 
 def tell(**event: Any) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import nn
 
 from adalora_qat.baselines.networks import BaselineNet, size_of
+from adalora_qat.baselines.nnunet import planned_network
 from adalora_qat.config import BaselinesConfig, RunConfig
 from adalora_qat.errors import ConfigError
 
@@ -28,9 +30,11 @@ def count_baseline(config: RunConfig) -> dict[str, Any]:
     baseline = config.baselines
     if baseline is None:
         raise ConfigError(f"{config.name} is no baseline: its recipe lacks baselines")
-    net = BaselineNet(baseline)
-    whole = sum(parameter.numel() for parameter in net.parameters())
-    backbone = sum(parameter.numel() for parameter in net.image_encoder.parameters())
+    if baseline.architecture == "nnunet":
+        whole = backbone = _size(planned_network(baseline.side))
+    else:
+        net = BaselineNet(baseline)
+        whole, backbone = _size(net), _size(net.image_encoder)
     parts = {"backbone": backbone, "rest": whole - backbone} if backbone < whole else {"all": whole}
     return {
         "parts": {
@@ -67,7 +71,13 @@ def trained_size(path: Path) -> int:
     return total
 
 
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _notes(config: BaselinesConfig) -> list[str]:
+    if config.architecture == "nnunet":
+        return [f"its plan for square images of {config.side} px; a run's own follows its data"]
     if config.architecture != "segformer":
         return []
     # Counted here: 84,594,113 with one class.
