@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from adalora_qat.baselines.model_file import save_baseline
 from adalora_qat.baselines.networks import RANDOM, BaselineNet, build_baseline, frame_of
 from adalora_qat.baselines.nnunet import require_nnunet, run_nnunet
 from adalora_qat.baselines.nnunet_data import export_samples
-from adalora_qat.baselines.nnunet_process import Task
+from adalora_qat.baselines.nnunet_process import WEIGHTS, Task
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, remove_checkpoints, write_provenance
 from adalora_qat.config import AugmentConfig
 from adalora_qat.data.cache import PlaneCache
@@ -90,14 +91,16 @@ class BaselineTraining:
             self.baseline.steps_per_epoch,
             self.config.seed,
             self.resources.cpu,
-            # One process makes the batches while another trains; more make them in no fixed order.
-            max(1, min(8, self.resources.workers)),
+            # Its augmentation takes processes, not threads, and many: 12 where it has the choice.
+            min(12, 3 * self.resources.workers, os.cpu_count() or 1),
         )
         tensors, more, epochs = run_nnunet(task, self.resources.on_step, self.resources.progress)
         write_history(folder, FitState(epochs=epochs))
         save_baseline(folder / MODEL_FILE, tensors, self.config, RANDOM, more)
-        shutil.rmtree(own / "preprocessed")
-        shutil.rmtree(own / "results")
+        # Its log and its names for our records stay; copies of the images and weights do not.
+        for copied in ("raw", "preprocessed", "results"):
+            shutil.rmtree(own / copied, ignore_errors=True)
+        (own / WEIGHTS).unlink(missing_ok=True)
 
     def _loop(self, net: BaselineNet) -> BaselineLoop:
         stage1, resources = self.config.stage1, self.resources
