@@ -1,9 +1,10 @@
-"""Commands on models that ship: ``export``, ``segment``, ``size``, ``bench``."""
+"""Commands on models that ship: ``export``, ``segment``, ``ship``, ``size``, ``bench``."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
+    err_console,
     labelled_records,
     out_console,
     print_json,
@@ -55,20 +57,32 @@ def export(
 @app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
-    model: Annotated[Path, typer.Option("--model", help="An exported ONNX file.")],
     out: Out,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="An exported ONNX file; both lungs, as shipped, if left."),
+    ] = None,
     box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the original.")] = None,
     boxes: Annotated[
         Path | None, typer.Option(help="CSV with the columns file,x0,y0,x1,y1.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 3 if there are warnings.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment new images: <stem>_mask.png, <stem>_overlay.png and <stem>.json for each."""
+    """Segment new images: <stem>_mask.png, <stem>_overlay.png and <stem>.json for each.
+
+    Without a box the model finds one itself. A line warns of images that are rotated, inverted or
+    unlike the training data, and of odd masks.
+    """
     from adalora_qat.export.runtime import OnnxPredictor
     from adalora_qat.export.segment import segment_files
+    from adalora_qat.export.shipped import shipped_predictor
 
-    predictor = OnnxPredictor(model, threads=threads)
+    chosen = shipped_predictor if model is None else partial(OnnxPredictor, model)
+    predictor = chosen(threads=threads)
     with watching() as watch:
         results = segment_files(
             image,
@@ -78,10 +92,52 @@ def segment(
             boxes_csv=boxes,
             progress=watch.progress,
         )
+    odd = [result for result in results if result["warnings"]]
+    for result in odd:
+        words = "; ".join(warning["message"] for warning in result["warnings"])
+        err_console.print(f"{result['image']}: {words}", style="yellow", markup=False, soft_wrap=True)
     if as_json:
         print_json(results)
+    else:
+        out_console.print(f"{len(results)} image{'s' * (len(results) != 1)} segmented into {out}")
+    if strict and odd:
+        raise typer.Exit(3)
+
+
+@app.command()
+def ship(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    data: Annotated[Path, typer.Option("--data", help="The manifest that it was trained on.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to replace; the package's own if left.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
+    images: Annotated[
+        int, typer.Option(min=30, help="Training images that the input check is fitted on.")
+    ] = 160,
+    as_json: Json = False,
+) -> None:
+    """Make the model that ships: export, calibrate, fit the warnings, write card and sums."""
+    from adalora_qat.checkpoint import RunFolder
+    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.export.ship import ship as make
+    from adalora_qat.export.shipped import weights_folder
+
+    folder, manifest = RunFolder.open(run), read_manifest(data)
+    targets = folder.config.data.prompt.targets[:1]
+    records = {s: labelled_records(manifest, s, targets) for s in ("train", "val", "test")}
+    with watching() as watch:
+        made = make(
+            folder, stage, records, out or weights_folder(), images=images, progress=watch.progress
+        )
+    if as_json:
+        print_json({**vars(made), "folder": str(made.folder)})
         return
-    out_console.print(f"{len(results)} image{'s' * (len(results) != 1)} segmented into {out}")
+    for row in made.rows:
+        out_console.print(
+            f"{row['box']}, {row['source']}: Dice {row['dice_mean']:.4f} (n={row['n']})"
+        )
+    out_console.print(f"{made.folder}: {made.size_bytes / 1e6:.2f} MB, card and sums beside it")
 
 
 @app.command()

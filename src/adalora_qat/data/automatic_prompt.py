@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adalora_qat.data.components import largest_components
 from adalora_qat.data.geometry import FrameMap, boxes_to_original, mask_box, whole_box
-from adalora_qat.predictor import Prediction, Predictor, prompted
+from adalora_qat.predictor import Prediction, Predictor, Prompted, prompted
 
 # A pair of lungs; a single organ is one component and stays one.
 COMPONENTS = 2
@@ -33,10 +33,17 @@ def predict_automatically(predictor: Predictor, image: NDArray[Any]) -> Predicti
     One mask; ``boxes_xyxy_original`` is the box that was found, or the whole image where the
     first mask is empty.
     """
-    ask = prompted(predictor, image)
+    return two_passes(prompted(predictor, image), (image.shape[0], image.shape[1]))[1]
+
+
+def two_passes(ask: Prompted, size: tuple[int, int]) -> tuple[Prediction, Prediction]:
+    """Return the mask of the whole image of ``size`` = (H, W), and the one of its box.
+
+    Where the first is empty, both are the same.
+    """
     first = ask(None)
-    box = automatic_box(first, (image.shape[0], image.shape[1]))
-    return first if box is None else ask(box[None])
+    box = automatic_box(first, size)
+    return first, first if box is None else ask(box[None])
 
 
 def automatic_box(

@@ -35,6 +35,8 @@ class ModelMetadata:
     mask_threshold : a pixel is foreground where its logit exceeds this.
     sources : what the weights came from, name → SHA-256.
     parity : agreement with the quantized PyTorch model on the validation images.
+    assurance : what the model knows of its own limits, if it was finished for shipping:
+        ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
     """
 
     variant: str
@@ -46,12 +48,14 @@ class ModelMetadata:
     mask_threshold: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
+    assurance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_props(self) -> dict[str, str]:
         """Return the key-value strings that go into the file."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["frame"] = {"side": self.frame.side, "normalize": self.frame.normalize}
-        values["sources"], values["parity"] = dict(self.sources), dict(self.parity)
+        for name in ("sources", "parity", "assurance"):
+            values[name] = dict(values[name])
         props = {_PREFIX + key: json.dumps(value) for key, value in values.items()}
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
 

@@ -23,6 +23,7 @@ from adalora_qat.data.geometry import (
     whole_box,
 )
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
+from adalora_qat.export.assurance import Assurance
 from adalora_qat.export.metadata import ModelMetadata, Part
 from adalora_qat.files import sha256_file
 from adalora_qat.predictor import Prediction
@@ -116,6 +117,7 @@ class OnnxPredictor:
         self._session = open_session(self.path, threads, low_memory=low_memory)
         self.metadata = read_metadata(self._session, str(self.path), "whole")
         self.sha256 = sha256_file(self.path)
+        self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given
 
@@ -143,7 +145,7 @@ class OnnxPredictor:
         boxes = checked_boxes(boxes_xyxy_original, frame_map)
         model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
         logits, iou = self.run(model_image[None], model_boxes[None])
-        return to_prediction(logits[0], iou[0], boxes, frame_map, self.metadata.mask_threshold)
+        return self.answer(logits[0], iou[0], boxes, frame_map)
 
     def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
         """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
@@ -209,6 +211,18 @@ class OnnxPredictor:
         logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
         return logits, iou, found
 
+    def answer(
+        self,
+        logits: NDArray[np.float32],
+        iou: NDArray[np.float32],
+        boxes: NDArray[np.float64],
+        frame_map: FrameMap,
+    ) -> Prediction:
+        """Turn what the model gives into a prediction; scores are calibrated if the file can."""
+        if self.assurance.confidence is not None:
+            iou = self.assurance.confidence(iou)
+        return to_prediction(logits, iou, boxes, frame_map, self.metadata.mask_threshold)
+
     def warm_up(self) -> None:
         """Run once on a blank frame, so that the first image is as fast as the next."""
         side = self.metadata.frame.side
@@ -249,8 +263,7 @@ class PromptedImage:
         logits, iou, self.embeddings = self._predictor.run_once_encoded(
             self.pixels[None], model_boxes[None], self.embeddings
         )
-        threshold = self._predictor.metadata.mask_threshold
-        return to_prediction(logits[0], iou[0], boxes, self.frame_map, threshold)
+        return self._predictor.answer(logits[0], iou[0], boxes, self.frame_map)
 
 
 def checked_boxes(

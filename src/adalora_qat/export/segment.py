@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from adalora_qat.data.automatic_prompt import predict_automatically
+from adalora_qat.data.automatic_prompt import two_passes
 from adalora_qat.data.geometry import Frame, check_box, image_to_model, load_image, to_grey_uint8
 from adalora_qat.errors import DataError
 from adalora_qat.export.runtime import OnnxPredictor
@@ -244,10 +244,12 @@ def _segment_one(
     started = time.perf_counter()
     image = load_image(job.image)
     read = time.perf_counter()
+    ask, first = predictor.prompted(image), None
     if job.boxes_xyxy_original is None:
-        prediction = predict_automatically(predictor, image)
+        first, prediction = two_passes(ask, (image.shape[0], image.shape[1]))
     else:
-        prediction = predictor.predict(image, job.boxes_xyxy_original)
+        prediction = ask(job.boxes_xyxy_original)
+    found = predictor.assurance.look(ask.embeddings, ask.frame_map, prediction, first)
     seconds = {"read": read - started, "predict": time.perf_counter() - read}
     result = {
         "image": job.image.name,
@@ -255,6 +257,8 @@ def _segment_one(
         "width": image.shape[1],
         "height": image.shape[0],
         **_measure(prediction, spacing_mm),
+        **_confidence(predictor, prediction),
+        "warnings": [finding.to_json() for finding in found],
         "prompt": "automatic" if job.boxes_xyxy_original is None else "box",
         "seconds": {key: round(value, 4) for key, value in seconds.items()},
         "model": _describe(predictor),
@@ -290,6 +294,18 @@ def _measure(prediction: Prediction, spacing_mm: tuple[float, float] | None) -> 
         "score": score,
         **areas(np.asarray(prediction.masks.any(axis=0))),
         "objects": objects,
+    }
+
+
+def _confidence(predictor: OnnxPredictor, prediction: Prediction) -> dict[str, Any]:
+    """Return the expected IoU and what it means, if the model's file can say it."""
+    calibration = predictor.assurance.confidence
+    if calibration is None:
+        return {"confidence": None, "confidence_means": "the model is not calibrated"}
+    return {
+        "confidence": round(float(prediction.scores.mean()), 4),
+        "confidence_means": "expected IoU of the mask with one drawn by hand: the mean of such "
+        f"masks among {calibration.cases} of validation images, spoilt ones included",
     }
 
 
