@@ -52,6 +52,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_reliability_compares_belief_and_truth(home: Path, tmp_path: Path) -> None:
+    result = run("reliability", home / "stage1", home / "stage2", "--out", tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("expected calibration error") == 2
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert {"reliability.csv", "calibration.csv", "reliability.png"} <= names
+    refused(run("reliability", tmp_path), "evaluate first")
+
+
 def test_compare_prints_tables_and_verdicts(home: Path) -> None:
     result = run("compare", home / "stage1", home / "stage2", "--baseline", "AdaLoRA")
     assert result.returncode == 0, result.stderr

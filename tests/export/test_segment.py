@@ -1,5 +1,7 @@
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,3 +193,22 @@ def test_out_that_cannot_be_a_folder(tmp_path: Path, predictor: OnnxPredictor) -
         segment_files(image, predictor, tmp_path / "taken")
     with pytest.raises(UserError, match="cannot write"):
         segment_files(image, predictor, tmp_path / "taken" / "below")
+
+
+def test_dicom_is_read_or_its_package_named(
+    tmp_path: Path, predictor: OnnxPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "film.dcm").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "adalora_qat.data.dicom", None)
+    with pytest.raises(DataError, match=r"film\.dcm is DICOM.*adalora-qat\[data\]"):
+        segment_files(tmp_path / "film.dcm", predictor, tmp_path / "out")
+    read = SimpleNamespace(
+        read_dicom=lambda path: SimpleNamespace(
+            pixels=np.arange(1024, dtype=np.uint16).reshape(32, 32), spacing_mm=(0.5, 0.5)
+        )
+    )
+    monkeypatch.setitem(sys.modules, "adalora_qat.data.dicom", read)
+    [result] = segment_files(tmp_path / "film.dcm", predictor, tmp_path / "out")
+    assert result["area_px"] > 0
+    assert result["area_mm2"] == pytest.approx(result["area_px"] * 0.25)
+    assert result["warnings"] == [] and result["confidence"] is None

@@ -95,7 +95,9 @@ def segment(
     odd = [result for result in results if result["warnings"]]
     for result in odd:
         words = "; ".join(warning["message"] for warning in result["warnings"])
-        err_console.print(f"{result['image']}: {words}", style="yellow", markup=False, soft_wrap=True)
+        err_console.print(
+            f"{result['image']}: {words}", style="yellow", markup=False, soft_wrap=True
+        )
     if as_json:
         print_json(results)
     else:

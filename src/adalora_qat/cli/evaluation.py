@@ -1,4 +1,4 @@
-"""Commands that measure and compare: ``evaluate``, ``compare``, ``report``."""
+"""Commands that measure and compare: ``evaluate``, ``reliability``, ``compare``, ``report``."""
 
 from __future__ import annotations
 
@@ -71,6 +71,47 @@ def evaluate(
         return
     print_rows({"rows": [row]})
     out_console.print(f"per-case table: {out / 'cases.csv'}")
+
+
+@app.command()
+def reliability(
+    evaluations: Annotated[
+        list[Path], typer.Argument(help="Folders that evaluate wrote, or their tables.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figure and its numbers.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare how good a model thinks its masks are with how good they are."""
+    import pandas as pd
+
+    from adalora_qat.evaluate.calibration import calibration_summary
+    from adalora_qat.evaluate.calibration import reliability as grouped
+    from adalora_qat.evaluate.case_figures import reliability as diagram
+    from adalora_qat.evaluate.case_table import read_cases
+    from adalora_qat.evaluate.style import save_figure
+    from adalora_qat.files import write_text
+
+    cases = pd.concat([read_cases(path) for path in evaluations], ignore_index=True)
+    summary = calibration_summary(cases)
+    if out is not None:
+        cases["model"] = cases["model"] + ", " + cases["box"]
+        groups = pd.concat(
+            [grouped(part).assign(model=name) for name, part in cases.groupby("model", sort=False)]
+        )
+        for stem, table in (("reliability", groups), ("calibration", summary)):
+            write_text(out / f"{stem}.csv", table.to_csv(index=False, lineterminator="\n"))
+        save_figure(diagram(cases), out / "reliability")
+    if as_json:
+        print_json(summary.to_dict("records"))
+        return
+    for row in summary.to_dict("records"):
+        words = f"{row['model']}, {row['box']}, {row['altered']} (n={row['n']}): "
+        words += f"predicted IoU {row['predicted']:.4f}, true {row['true']:.4f}, "
+        words += f"expected calibration error {row['ece']:.4f}, "
+        words += f"rank correlation {row['rank_correlation']:.2f}"
+        out_console.print(words, soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from adalora_qat.errors import DataError
-from adalora_qat.evaluate.style import FAINT, MARKERS, SERIES, canvas, house_style
 
 BINS = 10
 _NO_SCORE = "no case has both a score and an IoU; evaluate a model that scores its masks"
@@ -84,35 +82,3 @@ def calibration_summary(table: pd.DataFrame) -> pd.DataFrame:
             "no case of the tables has a score and an IoU; evaluate a model that scores"
         )
     return pd.DataFrame(rows)
-
-
-def reliability_diagram(table: pd.DataFrame) -> Figure:
-    """Draw mean true IoU over mean predicted IoU, a line a model, with quartiles.
-
-    Parameters
-    ----------
-    table : per-case tables, one below the other; each model and box is a line.
-    """
-    with house_style():
-        figure = canvas(5.2, 4.2)
-        axes = figure.subplots()
-        lowest = 1.0
-        for index, ((model, box), part) in enumerate(table.groupby(["model", "box"], sort=False)):
-            grouped = reliability(part)
-            x, y = grouped["predicted"].to_numpy(float), grouped["true"].to_numpy(float)
-            low, high = (grouped[name].to_numpy(float) for name in ("low", "high"))
-            error = np.clip(np.stack([y - low, high - y]), 0, None)
-            label = f"{model}, {box}: ECE {expected_calibration_error(part):.3f}"
-            axes.errorbar(
-                x, y, error, color=SERIES[index % len(SERIES)], label=label,
-                marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=1.0,
-            )  # fmt: skip
-            lowest = min(lowest, float(x.min()), float(low.min()))
-        start = max(0.0, lowest - 0.03)
-        axes.plot([start, 1], [start, 1], color=FAINT, linestyle="--", linewidth=1.0, zorder=1)
-        axes.set(
-            title="Confidence against what came true", xlim=(start, 1), ylim=(start, 1),
-            xlabel="Predicted IoU, mean of a group", ylabel="True IoU, mean and quartiles",
-        )  # fmt: skip
-        axes.legend(loc="upper left")
-    return figure

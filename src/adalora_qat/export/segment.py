@@ -25,7 +25,7 @@ from adalora_qat.export.runtime import OnnxPredictor
 from adalora_qat.files import atomic_write, sha256_file, write_json
 from adalora_qat.predictor import Prediction
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm"})
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 _MASK_COLOUR = np.array([230, 70, 40], dtype=np.float32)
 _MASK_OPACITY = 0.4
@@ -63,7 +63,8 @@ def segment_files(
     box : x0, y0, x1, y1 in pixels of the original, for every image; without boxes the model
         finds one in each image (``data.automatic_prompt``).
     boxes_csv : columns file,x0,y0,x1,y1; several rows for one file are several boxes.
-    spacing_mm : (row, column) size of a pixel, where known: adds areas in mm².
+    spacing_mm : (row, column) size of a pixel, where known: adds areas in mm². DICOM files
+        may state their own.
     progress : called with (done, total, name) after each image.
 
     Returns
@@ -160,7 +161,7 @@ def check(jobs: Sequence[Job], frame: Frame, out: Path) -> None:
     """
     _check_names(jobs, out)
     for job in jobs:
-        image = load_image(job.image)
+        image, _ = read_image(job.image)
         try:
             # The whole preparation, not a part of it: what passes here can be segmented.
             image_to_model(image, frame)
@@ -168,6 +169,27 @@ def check(jobs: Sequence[Job], frame: Frame, out: Path) -> None:
                 check_box(job.boxes_xyxy_original, (image.shape[0], image.shape[1]))
         except DataError as error:
             raise DataError(f"{job.image}: {error}") from error
+
+
+def read_image(path: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
+    """Read an image file, or a radiograph in DICOM, and the size of its pixels where it is known.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be used, or it is DICOM and the packages that read it are not there.
+    """
+    if path.suffix.lower() != ".dcm":
+        return load_image(path), None
+    try:
+        from adalora_qat.data.dicom import read_dicom
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path} is DICOM, which needs {error.name}; run pip install 'adalora-qat[data]', or "
+            "save the radiograph as a 16-bit PNG"
+        ) from error
+    found = read_dicom(path)
+    return found.pixels, found.spacing_mm
 
 
 def overlay(image: NDArray[Any], prediction: Prediction) -> NDArray[np.uint8]:
@@ -242,7 +264,8 @@ def _segment_one(
     job: Job, predictor: OnnxPredictor, out: Path, spacing_mm: tuple[float, float] | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    image = load_image(job.image)
+    image, known_mm = read_image(job.image)
+    spacing_mm = spacing_mm or known_mm
     read = time.perf_counter()
     ask, first = predictor.prompted(image), None
     if job.boxes_xyxy_original is None:
