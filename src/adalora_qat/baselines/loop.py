@@ -31,10 +31,10 @@ class BaselineObjective(Objective):
         # Only its parameters and its ``image_encoder`` are asked for.
         super().__init__(cast(Segmenter, net), LossWeights(), "image", accumulate)
 
-    def logits(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 1, S, S), and no predicted IoU: zeros (B, 1)."""
+    def answer(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the inputs, logits (B, 1, S, S), and no predicted IoU: zeros (B, 1)."""
         logits = cast(BaselineNet, self.segmenter)(inputs)
-        return logits, logits.new_zeros(logits.shape[:2], dtype=torch.float32)
+        return inputs, logits, logits.new_zeros(logits.shape[:2], dtype=torch.float32)
 
 
 class BaselineLoop(Loop):

@@ -84,8 +84,7 @@ class Objective(nn.Module):
         ``tensors``: ``inputs`` (images, stem features or embeddings, by ``entry``), ``boxes``
         (B, N, 4), ``masks`` (B, N, S, S), ``valid`` (B, 1, S, S), ``weights`` (B,).
         """
-        embeddings = self.embed(tensors["inputs"])
-        logits, predicted_iou = self.segmenter.decode(embeddings, tensors["boxes"])
+        embeddings, logits, predicted_iou = self.answer(tensors["inputs"], tensors["boxes"])
         # Sums over 65,536 pixels want float32, whatever the forward pass computed in.
         logits = logits.to(torch.float32)
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
@@ -103,7 +102,12 @@ class Objective(nn.Module):
 
     def logits(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Segment from wherever ``inputs`` enter: logits (B, N, L, L), IoU (B, N)."""
-        return self.segmenter.decode(self.embed(inputs), boxes)
+        return self.answer(inputs, boxes)[1:]
+
+    def answer(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings (B, D, E, E), logits and predicted IoU."""
+        embeddings = self.embed(inputs)
+        return (embeddings, *self.segmenter.decode(embeddings, boxes))
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the embeddings (B, D, E, E) of images, stem features, or of embeddings."""
