@@ -137,6 +137,8 @@ class Study:
 
     def measure(self, name: str, file: Path) -> dict[str, Any]:
         """Evaluate one model file on both splits."""
+        # Training in tf32 leaves it on for the process; what is measured is float32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         segmenter, _ = load_model(file)
         size = sum(part.total for part in bytes_by_part(segmenter))
         predictor = TorchPredictor(segmenter.to(self.device), name)
