@@ -10,9 +10,10 @@ from adalora_qat.baselines.model_file import read_baseline
 from adalora_qat.baselines.predict import BaselinePredictor, expected_iou, open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, load_model, write_tensors
 from adalora_qat.config import BaselinesConfig
-from adalora_qat.errors import CheckpointError, DataError
+from adalora_qat.errors import CheckpointError, DataError, ExportError
 from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.robustness import evaluate_prompts
+from adalora_qat.export.run import export_stage
 from adalora_qat.predictor import Predictor, uses_boxes
 
 IMAGE = (128 + 90 * np.sin(np.arange(80 * 60).reshape(80, 60) / 37)).astype(np.uint8)
@@ -90,6 +91,12 @@ def test_evaluations_name_the_box_that_was_used(trained: Any) -> None:
     assert set(evaluate_prompts(whole, done.test, ["lung"])["box"]) == {"none"}
     crop = stub(constant(1.0), input="crop")
     assert set(evaluate_cases(crop, done.test, ["lung"], "oracle")["box"]) == {"oracle"}
+
+
+def test_a_baseline_has_no_export(trained: Any, tmp_path: Path) -> None:
+    done = trained("unet")
+    with pytest.raises(ExportError, match="run of a baseline"):
+        export_stage(done.run, "stage1", tmp_path / "x.onnx", done.test)
 
 
 def test_files_are_not_taken_for_another_kind(trained: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from adalora_qat.config import DataConfig
 from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.geometry import Frame
 from adalora_qat.data.records import Record
+from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
@@ -42,8 +43,14 @@ def export_stage(
     Raises
     ------
     ExportError
-        If the runtime disagrees with the trained model; no file is written then.
+        If the run is of a baseline, or the runtime disagrees with the trained model; no file is
+        written then.
     """
+    if run.config.baselines is not None:
+        raise ExportError(
+            f"{run.path} is a run of a baseline ({run.config.baselines.architecture}), which has "
+            "no ONNX export: give a run of a Segment Anything recipe"
+        )
     source = run.stage(stage) / MODEL_FILE
     segmenter, description = load_model(source)
     return export_onnx(
