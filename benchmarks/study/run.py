@@ -25,6 +25,8 @@ from typing import Any
 from plan import PLAN, Job, Place, jobs_of, read_plan
 
 SOURCES = ("jsrt", "shenzhen")
+GIVE_UP = 4
+"""So many failures are no accident: more jobs would only cost time."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Schedule:
         self.gpus, self.slots = gpus, slots
         self.end = time.time() + deadline_s
         self.running: list[Running] = []
+        self.failures = 0
         self.file = root / "jobs.json"
         known = json.loads(self.file.read_text("utf-8")) if self.file.is_file() else {}
         self.report: dict[str, dict[str, Any]] = known
@@ -57,6 +60,9 @@ class Schedule:
         waiting = [job for job in jobs if self._status(job.name) != "done"]
         while (waiting or self.running) and time.time() < self.end:
             self._collect()
+            if self.failures >= GIVE_UP:
+                print(f"{self.failures} jobs failed: stopped, look at {self.root / 'logs'}")
+                break
             ready = next((job for job in waiting if self._ready(job, waiting)), None)
             if ready is not None and len(self.running) < self.slots * len(self.gpus):
                 waiting.remove(ready)
@@ -103,7 +109,9 @@ class Schedule:
     def _collect(self) -> None:
         for each in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(each)
-            self._note(each, "done" if each.process.returncode == 0 else "failed")
+            failed = each.process.returncode != 0
+            self.failures += failed
+            self._note(each, "failed" if failed else "done")
             self._save()
 
     def _note(self, each: Running, status: str) -> None:
