@@ -80,7 +80,12 @@ def written_out(exact: list[Tensor], padding: Tensor, window: int) -> Tensor:
     rel = fast_attention.relative_terms(qkv, (row, column), HEADS)
     if window != 64:
         qkv, rel = fast_attention._cut(qkv, window, padding), fast_attention._cut(rel, window, None)
-    out = fast_attention._attend_biased(qkv, rel, HEADS, WIDTH**-0.5, "biased")
+    count, tokens = len(qkv), window * window
+    q, k, v = qkv.view(count, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    terms = rel.view(count, tokens, HEADS, 2, -1).permute(3, 0, 2, 1, 4)[..., :window]
+    bias = (terms[0][..., :, None] + terms[1][..., None, :]).flatten(3)
+    weights = (q @ k.transpose(-1, -2) * WIDTH**-0.5 + bias).softmax(-1)
+    out = (weights @ v).transpose(1, 2).reshape(count, window, window, -1)
     return out if window == 64 else fast_attention._join(out, window, (2, 64, 64))
 
 

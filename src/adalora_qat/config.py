@@ -299,7 +299,11 @@ class RunConfig(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass; Λ, scales and optimizer state stay FP32. ``tf32`` is FP32
     with products of 10-bit mantissas on GPUs that have them, and FP32 elsewhere."""
+    attention: Literal["auto", "sdpa"] = "auto"
+    """How a ViT encoder attends on a GPU in half precision: ``auto`` takes this package's
+    kernels, which never hold the relative-position bias; ``sdpa`` is transformers' own way."""
     compile: bool = False
+    """Compile the model and its loss; on one GPU, where a step is short, as CUDA graphs."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the encoder's layers and compute the rest again in the backward
     pass: less memory for one more forward pass of the encoder, the same result. ViT only."""

@@ -14,9 +14,14 @@ from transformers.models.sam.modeling_sam import (
 )
 
 from adalora_qat.errors import ConfigError
-from adalora_qat.model.fast_attention import FastVisionAttention, install, uninstall
+from adalora_qat.model import fast_attention
+from adalora_qat.model.fast_attention import (
+    FastVisionAttention,
+    install,
+    install_best,
+    uninstall,
+)
 
-CPU_KERNELS = ("biased", "folded")
 
 
 def encoder(side: int = 9, window: int = 4, attention: str = "eager", **more: object) -> nn.Module:
@@ -74,35 +79,36 @@ def assert_same(
         assert (ours[1][name] - gradient).abs().max() <= 1e-5 * scale, name
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
 @pytest.mark.parametrize(("side", "window"), [(9, 4), (8, 4), (5, 7)])
-def test_values_and_gradients_are_those_of_eager(kernel: str, side: int, window: int) -> None:
+def test_values_and_gradients_are_those_of_eager(side: int, window: int) -> None:
     model = encoder(side, window)
     pixels = torch.randn(2, 3, side * 4, side * 4)
     wanted = outcome(model, pixels)
-    assert install(model, kernel) == 2
+    assert install(model, "folded") == 2
     ours = outcome(model, pixels)
     assert_same(ours, wanted)
     assert {"layers.0.attn.rel_pos_h", "layers.0.attn.qkv.bias"} <= ours[1].keys()
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
-def test_an_adapted_projection_is_served(kernel: str) -> None:
+def test_an_adapted_projection_is_served() -> None:
     model = encoder()
     for layer in model.layers:
         layer.attn.qkv = LowRank(layer.attn.qkv)
     pixels = torch.randn(1, 3, 36, 36)
     wanted = outcome(model, pixels)
-    install(model, kernel)
+    install(model, "folded")
     assert_same(outcome(model, pixels), wanted)
 
 
-def test_kernels_may_differ_between_global_and_windowed_layers() -> None:
+def test_kernels_may_differ_between_global_and_windowed_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fast_attention, "triton_is_here", lambda: True)
     model = encoder()
     pixels = torch.randn(1, 3, 36, 36)
     wanted = outcome(model, pixels)
-    install(model, "folded", window_kernel="biased")
-    assert [layer.attn.kernel for layer in model.layers] == ["biased", "folded"]
+    install(model, "folded", window_kernel="triton")
+    assert [layer.attn.kernel for layer in model.layers] == ["triton", "folded"]
     assert_same(outcome(model, pixels), wanted)
 
 
@@ -174,3 +180,21 @@ def test_misuse_is_refused_and_changes_nothing() -> None:
         install(encoder(attention_dropout=0.1), "folded")
     with pytest.raises(ConfigError, match="use_rel_pos=False"):
         install(encoder(use_rel_pos=False), "folded")
+
+
+def test_without_a_gpu_or_half_precision_the_encoder_is_left_alone() -> None:
+    model = encoder()
+    assert install_best(model, torch.device("cpu"), torch.bfloat16) is None
+    assert install_best(model, torch.device("cuda"), torch.float32) is None
+    assert install_best(nn.Linear(2, 2), torch.device("cuda"), torch.bfloat16) is None
+    assert not any(isinstance(module, FastVisionAttention) for module in model.modules())
+
+
+def test_training_in_half_precision_on_a_gpu_takes_the_best_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for here, kernel in ((True, "triton"), (False, "cudnn")):
+        monkeypatch.setattr(fast_attention, "triton_is_here", lambda here=here: here)
+        model = encoder()
+        assert install_best(model, torch.device("cuda"), torch.bfloat16) == kernel
+        assert {layer.attn.kernel for layer in model.layers} == {kernel}

@@ -1,5 +1,6 @@
 """The encoder that only infers against the one that trains."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from adalora_qat.adapt.inject import inject
 from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import ConfigError
 from adalora_qat.model.fast_inference import fast_encoder
+from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import Segmenter, random_segmenter
 
 
@@ -81,3 +83,12 @@ def test_on_a_gpu_it_agrees_with_float32_and_with_itself(graph: bool) -> None:
     assert (ours.float() - wanted).norm() < 1e-2 * wanted.norm()
     fast(images[1:])
     assert torch.equal(fast(images[:2]), ours)
+
+
+def test_a_predictor_may_encode_with_it() -> None:
+    model = segmenter()
+    image = np.random.default_rng(0).integers(0, 255, (50, 64), dtype=np.uint8)
+    boxes = np.array([[5.0, 6, 40, 45]])
+    plain = TorchPredictor(model, "plain").predict(image, boxes)
+    fast = TorchPredictor(model, "fast", fast_encoder(model, torch.float32)).predict(image, boxes)
+    np.testing.assert_allclose(fast.logits, plain.logits, atol=1e-4)

@@ -29,16 +29,15 @@ from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionLa
 
 from adalora_qat.errors import ConfigError
 
-Kernel = Literal["biased", "folded", "cudnn", "triton"]
-KERNELS: tuple[Kernel, ...] = ("biased", "folded", "cudnn", "triton")
+Kernel = Literal["folded", "cudnn", "triton"]
+KERNELS: tuple[Kernel, ...] = ("folded", "cudnn", "triton")
 
 
 class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
     """``SamVisionAttention`` with its parameters and another way of computing.
 
-    ``kernel`` is "biased" (SDPA with the bias as a mask), "folded" (SDPA of a wider head),
-    "cudnn" (the same, on cuDNN's kernel, which alone leaves V at its width), or "triton".
-    "biased" windows gave NaN on an H200 under bf16 and torch.compile (torch 2.11): not for there.
+    ``kernel`` is "folded" (SDPA of a wider head), "cudnn" (the same, on cuDNN's kernel, which
+    alone leaves V at its width), or "triton".
     """
 
     kernel: Kernel
@@ -137,6 +136,20 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
     return len(layers)
 
 
+def install_best(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """Install what is fastest for training in ``dtype`` on ``device``; return its name.
+
+    None, and the model as it was, where transformers' own way is as good: on the CPU, in
+    float32, and for encoders without SAM ViT layers.
+    """
+    served = any(isinstance(module, SamVisionLayer) for module in model.modules())
+    if device.type != "cuda" or dtype == torch.float32 or not served:
+        return None
+    kernel: Kernel = "triton" if triton_is_here() else "cudnn"
+    install(model, kernel)
+    return kernel
+
+
 def uninstall(model: nn.Module) -> int:
     """Give every layer its own way of computing back; return how many there were.
 
@@ -172,7 +185,7 @@ def attend_folded(
     padding : (3·H·D,), q, k and v of a token off the grid; only windows have such.
     tables : as ``relative_tables`` gives them.
     window : G; 0 for global attention.
-    kernel : "biased", "folded" or "cudnn".
+    kernel : "folded" or "cudnn".
 
     Returns
     -------
@@ -182,8 +195,7 @@ def attend_folded(
     rel = relative_terms(qkv, tables, heads)
     if window:
         qkv, rel = _cut(qkv, window, padding), _cut(rel, window, None)
-    attend = _attend_biased if kernel == "biased" else _attend_folded
-    out = attend(qkv, rel, heads, (triple // (3 * heads)) ** -0.5, kernel)
+    out = _attend_folded(qkv, rel, heads, (triple // (3 * heads)) ** -0.5, kernel)
     return _join(out, window, (B, height, width)) if window else out
 
 
@@ -237,16 +249,6 @@ def _relative_table(table: Tensor, side: int, window: int, step: int) -> Tensor:
     keys = torch.arange(window, device=table.device)
     entries = table[lines[:, None] - keys + window - 1]
     return F.pad(entries, (0, 0, 0, -window % step))
-
-
-def _attend_biased(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: Kernel) -> Tensor:
-    B, height, width, C = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
-    query, key, value = _heads(qkv, heads)
-    terms = rel.view(B, height * width, heads, 2, -1).permute(3, 0, 2, 1, 4)
-    rows, columns = terms[0][..., :height], terms[1][..., :width]
-    bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-    return out.transpose(1, 2).reshape(B, height, width, C)
 
 
 def _attend_folded(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: Kernel) -> Tensor:
@@ -324,5 +326,5 @@ def _check(attention: nn.Module, kernel: Kernel) -> None:
     if kernel == "triton" and not triton_is_here():
         raise ConfigError(
             "the triton attention kernel needs Triton, which comes with CUDA builds of torch; "
-            "choose cudnn, folded or biased"
+            "choose cudnn or folded"
         )

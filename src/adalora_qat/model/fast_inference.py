@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adalora_qat.errors import ConfigError
-from adalora_qat.model.fast_attention import attend_folded, relative_tables, triton_is_here
+from adalora_qat.model.fast_attention import Kernel, attend_folded, relative_tables, triton_is_here
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
 
 
@@ -169,13 +169,13 @@ class FastEncoder:
 
             return attend(qkv, layer.qkv.bias, layer.tables, self.heads, layer.window)
         window = 0 if layer.window == self.grid else layer.window
-        kernel = "cudnn" if qkv.is_cuda and qkv.dtype != torch.float32 else "folded"
+        kernel: Kernel = "cudnn" if qkv.is_cuda and qkv.dtype != torch.float32 else "folded"
         tables = (layer.tables[0], layer.tables[1])
         return attend_folded(qkv, layer.qkv.bias, tables, self.heads, window, kernel)
 
     def _record(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given = images.clone()
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             # Kernels are compiled, and libraries choose theirs, before the recording.

@@ -86,6 +86,8 @@ def _vit(hidden: int, layers: int, heads: int, global_layers: tuple[int, ...]) -
         num_hidden_layers=layers,
         num_attention_heads=heads,
         global_attn_indexes=list(global_layers),
+        # For random weights only: transformers' default, 1e-10, makes an encoder that does nothing.
+        initializer_range=0.02,
     )
 
 

@@ -11,12 +11,17 @@ A attention heads, D embedding width. Feature maps are (B, C, H, W) throughout; 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+TRITON = importlib.util.find_spec("triton") is not None
+"""Whether window attention has a kernel of its own; the CPU build of torch comes without."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,16 @@ class WindowAttention(nn.Module):
         """Keep the shape (windows, N, D)."""
         count, tokens, dim = x.shape
         # The checkpoint interleaves q, k, v by head: (A, 3, D/A), not (3, A, D/A).
-        qkv = self.qkv(self.norm(x)).view(count, tokens, self.heads, 3, dim // self.heads)
-        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+        qkv = self.qkv(self.norm(x))
         bias = self.attention_biases[:, self.attention_bias_index]
+        if _triton_serves(qkv, bias, dim // self.heads):
+            # Imported where it is used: the CPU build of torch comes without Triton.
+            from adalora_qat.model.triton_windows import window_attention
+
+            fused: Tensor = self.proj(window_attention(qkv, bias.to(qkv.dtype), self.heads))
+            return fused
+        qkv = qkv.view(count, tokens, self.heads, 3, dim // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         out: Tensor = self.proj(attended.transpose(1, 2).reshape(count, tokens, dim))
         return out
@@ -236,6 +248,18 @@ class TinyViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, S, S) to embeddings (B, 256, S', S')."""
         return self.trunk(self.stem(images))
+
+
+def _triton_serves(qkv: Tensor, bias: Tensor, width: int) -> bool:
+    # The kernel is for half precision, windows that fit into registers, and a frozen bias.
+    return (
+        TRITON
+        and qkv.is_cuda
+        and qkv.dtype in {torch.bfloat16, torch.float16}
+        and qkv.shape[1] <= 256
+        and width in {16, 32, 64}
+        and not (bias.requires_grad and torch.is_grad_enabled())
+    )
 
 
 def _stage(config: TinyViTConfig, index: int) -> Stage:

@@ -89,6 +89,7 @@ def _attend(
     qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int
 ) -> tuple[Tensor, Tensor]:
     B, E, _, triple = qkv.shape
+    qkv, padding = _aligned(qkv), _aligned(padding)
     out = qkv.new_empty(B, E, E, triple // 3)
     lse = qkv.new_empty(B, heads, E * E, dtype=torch.float32)
     rel = _relative_terms(qkv, tables, heads)
@@ -122,6 +123,7 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of qkv and of the relative terms (B, H, E·E, 2K)."""
     E = qkv.shape[1]
+    qkv, padding = _aligned(qkv), _aligned(padding)
     shape = _Shape.of(qkv, tables, heads, window)
     # Cheaper to make again than to keep: 2K numbers a token and head.
     rel = _relative_terms(qkv, tables, heads)
@@ -238,6 +240,11 @@ class _Shape:
         return sizes | factors | {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    # Kernels take it as given that rows begin at multiples of 16 bytes.
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def _line(E: int) -> int:
     # A tile of tokens along one line of the grid; tensor cores want 16.
     return max(16, int(triton.next_power_of_2(E)))
@@ -328,15 +335,15 @@ def _place(t, top, left, E, G: tl.constexpr):
 
 @triton.jit
 def _load(base, place, inside, pad, stride, D: tl.constexpr, GUARD: tl.constexpr):
-    # A (tokens, D) tile of q, k or v; off the grid it is the padding's.
+    # A (tokens, D) tile of q, k or v; off the grid it is the padding's. Addresses are chosen,
+    # not values: a load without a mask is pipelined straight into shared memory.
     d = tl.arange(0, D)
-    at = base + place[:, None] * stride + d[None, :]
+    row = place * stride
     if GUARD:
-        other = tl.load(pad + d)[None, :]
-        tile = tl.where(inside[:, None], tl.load(at, mask=inside[:, None], other=0), other)
-    else:
-        tile = tl.load(at)
-    return tile
+        size: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
+        apart = (pad.to(tl.int64) - base.to(tl.int64)) // size
+        row = tl.multiple_of(tl.where(inside, row.to(tl.int64), apart), 8)
+    return tl.load(base + row[:, None] + d[None, :])
 
 
 @triton.jit

@@ -6,12 +6,15 @@ it: LiteMedSAM's convolutional stem, which holds no adapter, is half of its enco
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from adalora_qat.data.dataset import SegmentationDataset
+from adalora_qat.errors import ConfigError
+from adalora_qat.model.fast_inference import fast_encoder
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.train.objective import Entry
@@ -57,7 +60,7 @@ class Features:
         progress: Progress | None = None,
     ) -> Features:
         """Run the prefix over the data set, in fixed chunks, so that runs agree to the bit."""
-        encode = segmenter.image_encoder.stem if entry == "stem" else segmenter.encode
+        encode = _prefix(segmenter, entry, device, autocast)
         rows: Tensor | None = None
         for start in range(0, len(dataset), chunk):
             stop = min(start + chunk, len(dataset))
@@ -77,6 +80,25 @@ class Features:
         if self.rows.is_cuda:
             chosen = chosen.pin_memory().to(self.rows.device, non_blocking=True)
         return self.rows[chosen].to(device, non_blocking=True)
+
+
+def _prefix(
+    segmenter: Segmenter,
+    entry: Entry,
+    device: torch.device,
+    autocast: Callable[[], torch.autocast],
+) -> Callable[[Tensor], Tensor]:
+    if entry == "stem":
+        stem: Callable[[Tensor], Tensor] = segmenter.image_encoder.stem
+        return stem
+    with autocast():
+        half = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type)
+    if device.type == "cuda" and half:
+        # Fake-quantized encoders and TinyViT have no faster form than their own.
+        with contextlib.suppress(ConfigError):
+            return fast_encoder(segmenter, dtype)
+    return segmenter.encode
 
 
 def _room_for(part: Tensor, count: int) -> Tensor:

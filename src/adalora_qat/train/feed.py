@@ -57,7 +57,7 @@ class Feed:
         self.dataset.set_epoch(epoch)
         self._device = device
         if device.type == "cuda" and self._copies is None:
-            self._copies = torch.cuda.Stream(device)
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._rest = iter(micros)
         for _ in range(self._workers + 1):
             self._submit()
@@ -91,7 +91,7 @@ class Feed:
             return made
         with torch.cuda.stream(self._copies):
             tensors = {name: _to(t, self._device) for name, t in made.tensors.items()}
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._copies)
         return _Made(tensors, made.ids, arrived)
 

@@ -25,6 +25,12 @@ _MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PATIENCE = timedelta(hours=12)
 
 
+def autocast_dtype(precision: Precision) -> torch.dtype:
+    """Return what products are computed in under autocast."""
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return halves.get(precision, torch.float32)
+
+
 def join(*, cpu: bool) -> PartialState:
     """Join the other processes of this launch, if there are any; on the CPU through gloo."""
     return PartialState(cpu=cpu, timeout=_PATIENCE)

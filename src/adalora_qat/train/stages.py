@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +33,9 @@ from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.files import write_json, write_text
+from adalora_qat.model.fast_attention import install_best
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
+from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
@@ -43,7 +46,7 @@ from adalora_qat.train.features import Features, Progress, bytes_needed, entry_f
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.loop import Loop, resumed_ranks
 from adalora_qat.train.objective import LossWeights, Objective
-from adalora_qat.train.processes import accelerator_for
+from adalora_qat.train.processes import accelerator_for, autocast_dtype
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
 from adalora_qat.train.selection import (
     choose_trainable_stage1,
@@ -229,6 +232,9 @@ class Training:
             recompute_activations(segmenter)
         if device.type == "cuda":
             segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kernel = None
+        if self.config.attention == "auto":
+            kernel = install_best(segmenter, device, autocast_dtype(self.config.precision))
         train, val = self._dataset(segmenter, "train"), self._dataset(segmenter, "val")
         entry = entry_for(
             segmenter,
@@ -242,12 +248,16 @@ class Training:
             # It computes its own features, from the images.
             teacher, entry = self._teacher(), "image"
         objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
+        mode = None
         if self.config.compile:
-            objective.compile()
+            mode = compile_mode(objective, device, self.accelerator.num_processes)
+            objective.compile(mode=mode)
+        self._stamp(settings.stage, attention=kernel or "sdpa", compiled=mode)
         return Loop(
             settings,
             objective,
-            torch.optim.AdamW(groups),
+            # One kernel for all parameters, where there is one.
+            torch.optim.AdamW(groups, fused=device.type == "cuda"),
             self.accelerator,
             Feed(train, self._features(objective, train), self.resources.workers),
             Feed(val, self._features(objective, val), self.resources.workers),
@@ -263,6 +273,14 @@ class Training:
         if self.accelerator.device.type == "cuda":
             teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return teacher
+
+    def _stamp(self, stage: str, **how: str | None) -> None:
+        """Add to the provenance how a stage computed what the recipe left open."""
+        file = self.run.path / "provenance.json"
+        if self.accelerator.is_main_process and file.is_file():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            known.setdefault("computed", {})[stage] = how
+            write_json(file, known)
 
     def _dataset(self, segmenter: Segmenter, split: str) -> SegmentationDataset:
         frame, records = segmenter.variant.frame, self.records[split]
@@ -335,6 +353,21 @@ class Training:
             save_model(segmenter, folder / MODEL_FILE, self.config, stage)
             remove_checkpoints(loop.folder)
         self.accelerator.wait_for_everyone()
+
+
+def compile_mode(objective: Objective, device: torch.device, processes: int) -> str:
+    """Return the mode of ``torch.compile`` for an objective.
+
+    CUDA graphs ("reduce-overhead") where launching takes longer than computing: TinyViT, and
+    any decoder on kept embeddings. Not with several processes or accumulated gradients, whose
+    gradients live on from one graph to the next.
+    """
+    if processes > 1:
+        # DDP's hooks would cut the graph at every bucket, of which these few gradients need none.
+        torch._dynamo.config.optimize_ddp = False
+    short = isinstance(objective.segmenter.image_encoder, TinyViT) or objective.entry == "embedding"
+    alone = device.type == "cuda" and processes == 1 and objective.accumulate == 1
+    return "reduce-overhead" if short and alone else "default"
 
 
 def recompute_activations(segmenter: Segmenter) -> None:
