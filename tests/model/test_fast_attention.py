@@ -23,7 +23,6 @@ from adalora_qat.model.fast_attention import (
 )
 
 
-
 def encoder(side: int = 9, window: int = 4, attention: str = "eager", **more: object) -> nn.Module:
     """Two layers, windows that do not divide the grid, then global; positions that matter."""
     torch.manual_seed(0)

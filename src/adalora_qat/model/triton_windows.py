@@ -157,9 +157,7 @@ def _backward_kernel(
         through = tl.dot(above, tl.trans(value), input_precision="ieee")
         score = weight * (through - tl.sum(weight * through, 1)[:, None]) * SCALE
         half = score.to(query.dtype)
-        grad_value += tl.dot(
-            tl.trans(weight.to(above.dtype)), above, input_precision="ieee"
-        )
+        grad_value += tl.dot(tl.trans(weight.to(above.dtype)), above, input_precision="ieee")
         grad_key += tl.dot(tl.trans(half), query, input_precision="ieee")
         grad_query = tl.dot(half, key, input_precision="ieee")
         tl.store(grad_qkv + start + rows, grad_query.to(grad_qkv.dtype.element_ty), mask=inside)
