@@ -148,6 +148,30 @@ def test_overflowed_steps_are_skipped_counted_and_shown(
     assert skipped == sorted(skipped)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_fp16_skips_overflows_and_trains_on(
+    tmp_path: Path, tiny: Tiny, phantoms: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[StepReport] = []
+    config = tiny("stage1.batch_size=1", "precision=fp16", "adapt.schedule=[]")
+    run = RunFolder.create(tmp_path / "run", config)
+    original = objective.bce_loss
+    # Scaled by 65,536 on top, gradients overflow at first; halved a few times, they fit.
+    monkeypatch.setattr(objective, "bce_loss", lambda *given: 4096 * original(*given))
+    training = Training(run, phantoms[:7], phantoms[7:], Resources(on_step=seen.append))
+    training.stage1()
+    skipped = [report.skipped for report in seen]
+    assert [row["skipped"] for row in rows(run)] == skipped
+    assert skipped[0] == 1
+    assert skipped == sorted(skipped)
+    assert skipped[-1] < len(skipped) == 21
+    after = load_model(run.stage("stage1") / MODEL_FILE)[0].mask_decoder.state_dict()
+    before = build(config.model)[0].mask_decoder.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_skipped_step_changes_no_weight(
     tmp_path: Path, tiny: Tiny, phantoms: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
