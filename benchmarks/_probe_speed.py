@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -36,7 +37,7 @@ def ms(step, repeats=20, warm=3):
     return [round(median * 1e3, 4), round(worst * 1e3, 4)]
 
 
-def attention(window):
+def attention(window, check=False):
     torch.manual_seed(0)
     qkv = torch.randn(8, 64, 64, 2304, device="cuda", dtype=torch.bfloat16)
     padding = torch.randn(2304, device="cuda", dtype=torch.bfloat16)
@@ -60,6 +61,8 @@ def attention(window):
     stacked = torch.stack(tables).bfloat16()
     out, lse = triton_attention._attention(qkv, padding, stacked, 12, window)
     found = {"errors": [relative_error(a, b) for a, b in zip(ours, wanted, strict=True)]}
+    if check:
+        return found
     key = ("forward", window == 64)
     usual = triton_attention.TILES[key]
     for tile in [(64, 64, 4, 3)] if window == 64 else [
@@ -74,7 +77,7 @@ def attention(window):
     return found
 
 
-def small_windows(count, tokens, heads):
+def small_windows(count, tokens, heads, check=False):
     from adalora_qat.model import triton_windows
 
     torch.manual_seed(0)
@@ -94,11 +97,14 @@ def small_windows(count, tokens, heads):
     ours = triton_windows.window_attention(leaf, bias, heads)
     ours_grad = torch.autograd.grad(ours, leaf, grad, retain_graph=True)[0]
     theirs = plain(leaf, bias)
+    errors = [
+        relative_error(ours[:100].detach(), wanted.detach()),
+        relative_error(ours_grad[:100], wanted_grad),
+    ]
+    if check:
+        return {"errors": errors}
     return {
-        "errors": [
-            relative_error(ours[:100].detach(), wanted.detach()),
-            relative_error(ours_grad[:100], wanted_grad),
-        ],
+        "errors": errors,
         "forward": ms(lambda: triton_windows.window_attention(leaf.detach(), bias, heads)),
         "backward": ms(lambda: torch.autograd.grad(ours, leaf, grad, retain_graph=True)),
         "sdpa forward": ms(lambda: plain(leaf.detach(), bias)),
@@ -118,6 +124,16 @@ def encoder():
         "graph": ms(lambda: fast(images), 60, 20),
     }
 
+
+if len(sys.argv) > 1:  # a check alone: fails where a kernel does not compile or is wrong
+    if sys.argv[1] == "attention":
+        worst = max(e for w in (14, 64) for e in attention(w, check=True)["errors"])
+    else:
+        worst = max(
+            e for s in ((40, 49, 4), (20, 196, 5)) for e in small_windows(*s, check=True)["errors"]
+        )
+    print(sys.argv[1], worst)
+    sys.exit(not worst < 2e-2)
 
 answer("attention 14", lambda: attention(14))
 answer("attention 64", lambda: attention(64))

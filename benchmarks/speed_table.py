@@ -232,9 +232,9 @@ def two_gpus(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | {row['error'].splitlines()[0][:80]} | | | | |"
             continue
         scaled = base and "FP32" not in name
+        ratio = f"{row['images_per_s'] / base:.2f}" if scaled else ""
         yield (
-            f"| {name} | {row['images_per_s']:.1f} | "
-            f"{f'{row["images_per_s"] / base:.2f}' if scaled else ''} | "
+            f"| {name} | {row['images_per_s']:.1f} | {ratio} | "
             f"{row['median_ms']:.1f} / {row['worst_ms']:.1f} | {row['peak_gb']:.1f} | "
             f"{row['feed_images_per_s']:.0f} |"
         )

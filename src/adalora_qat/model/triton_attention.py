@@ -6,8 +6,9 @@ Eq. 4). The grid may be one window (global attention) or be cut into windows in 
 a window are addressed where they stand, and those that fall off the grid are padding.
 
 Two ways to the bias of a block of keys, chosen when a kernel is compiled:
-- rows: a block is one whole row of keys, so rel_w is one tile for all blocks and rel_h a column;
-- one-hot: any other window side; the bias is the dot product [rel_h, rel_w]·onehot(y_j, x_j).
+- rows: a block is whole rows of keys, so rel_w is one tile for all blocks and rel_h a column for
+  each row. The forward pass always goes this way, and fills rows of odd windows up;
+- one-hot: the backward pass of such windows; the bias is [rel_h, rel_w]·onehot(y_j, x_j).
 
 Legend: B images, E grid side, G window side, H heads, D head width, K slots of a relative table
 (G rounded up to 16); M queries and N keys of a block; z counts windows of all images. Scores are
@@ -45,7 +46,7 @@ TILES: dict[tuple[str, bool], Tile] = {
     ("forward", True): Tile(64, 64, 4, 3),
     ("keys", True): Tile(64, 64, 4, 3),
     ("queries", True): Tile(64, 64, 4, 3),
-    ("forward", False): Tile(64, 32, 4, 2),
+    ("forward", False): Tile(64, 32, 4, 3),
     ("keys", False): Tile(64, 64, 4, 2),
     ("queries", False): Tile(64, 32, 4, 2),
 }
