@@ -15,7 +15,7 @@ def cloud(rng: np.random.Generator, kind: int, count: int) -> np.ndarray:
     """Classes lie along their own axis; the others vary little, and the first two much."""
     spread = np.where(np.arange(WIDTH) < 2, 2.0, 0.3)
     points = rng.normal(0, spread, (count, WIDTH))
-    points[:, 4 + kind] += 4.0 * (kind > 0)
+    points[:, 4 + kind] += 2.6 * (kind > 0)
     return points.astype(np.float32)
 
 
@@ -63,6 +63,13 @@ def test_what_is_far_in_any_direction_is_unlike(check: InputCheck) -> None:
     usual = np.zeros(WIDTH, np.float32)
     usual[0] = 4
     assert codes(check, usual) == []
+
+
+def test_what_is_turned_and_very_far_is_no_chest(check: InputCheck) -> None:
+    turned = np.zeros(WIDTH, np.float32)
+    turned[4 + list(CLASSES).index("upside_down")] = 2.6
+    assert codes(check, turned) == ["rotated"]
+    assert codes(check, 6 * turned) == ["not_a_chest"]
 
 
 def test_the_file_holds_it_exactly(check: InputCheck) -> None:

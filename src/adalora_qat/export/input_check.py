@@ -32,8 +32,10 @@ CLASSES = {
     "upside_down": ("rotated", "looks upside down"),
     "turned_right": ("rotated", "looks rotated by 90 degrees to the right"),
     "inverted": ("inverted", "looks inverted (black bones); give it with white bones"),
-    "other": ("not_a_chest", "does not look like a whole frontal chest radiograph"),
+    "other": ("not_a_chest", "does not look like a whole, upright frontal chest radiograph"),
 }
+# How many limits of distance away a turned or inverted chest may lie to be called one.
+_NEAR = 1.5
 UNLIKE = "unlike_training_data"
 
 
@@ -80,11 +82,12 @@ class InputCheck:
         """Return what is odd about an image, given its embeddings (E², D)."""
         features = (pooled(embeddings, frame_map) - self.mean) / self.scale
         chances = self.chances(features)
-        odd = 1 - float(chances[0])
+        odd, distance = 1 - float(chances[0]), self.distance_of(features)
         if odd >= self.certainty:
-            code, words = list(CLASSES.values())[1 + int(chances[1:].argmax())]
+            name = list(CLASSES)[1 + int(chances[1:].argmax())]
+            # A photograph falls into some class, too; a chest that was turned is still near.
+            code, words = CLASSES[name if distance <= _NEAR * self.distance else "other"]
             return [Finding(code, words, odd, self.certainty)]
-        distance = self.distance_of(features)
         if distance > self.distance:
             words = "is unlike the radiographs that the model was trained on"
             return [Finding(UNLIKE, words, distance, self.distance)]
