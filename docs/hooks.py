@@ -1,7 +1,8 @@
 """Fill the generated parts of the pages while MkDocs builds them.
 
-``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->`` and ``<!-- results -->`` stand
-for the shipped recipes and policies, the command line's options and the README's result tables.
+``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->``, ``<!-- results -->`` and
+``<!-- model card -->`` stand for the shipped recipes and policies, the command line's options, the
+README's result tables and the card of the shipped model.
 Nothing generated is committed, so nothing goes stale. Of the package only the command line is
 imported, which does without torch.
 """
@@ -16,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "src" / "adalora_qat" / "recipes"
+CARD = ROOT / "src" / "adalora_qat" / "weights" / "model_card.md"
 POLICIES = ROOT / "src" / "adalora_qat" / "quantize" / "policies"
 # A recipe with more settings than this is not repeated in the table.
 SHORT = 6
@@ -28,6 +30,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         ("<!-- policies -->", policies),
         ("<!-- commands -->", commands),
         ("<!-- results -->", results),
+        ("<!-- model card -->", model_card),
     ):
         if placeholder in markdown:
             markdown = markdown.replace(placeholder, generate())
@@ -79,6 +82,13 @@ def results() -> str:
     """Return what stands between the markers of the README."""
     text = (ROOT / "README.md").read_text("utf-8")
     return text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0].strip()
+
+
+def model_card() -> str:
+    """Return the card that ``adalora-qat ship`` wrote beside the model."""
+    if CARD.is_file():
+        return CARD.read_text("utf-8")
+    return "# Model card\n\nThis version of the package holds no model."
 
 
 def _option(option: Any) -> str:

@@ -26,10 +26,11 @@ from adalora_qat.export.fit_input_check import fit_input_check
 from adalora_qat.export.input_check import UPRIGHT, Real, pooled
 from adalora_qat.export.plausibility import Plausibility, agreement, balance
 from adalora_qat.export.runtime import OnnxPredictor
-from adalora_qat.export.views import views
+from adalora_qat.export.views import upright_views, views
 
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int, str], None]
+Views = Callable[[NDArray[Any], np.random.Generator], Iterator[tuple[str, NDArray[Any]]]]
 
 # Candidates for the cut of the logits; 0 is what training cuts at.
 THRESHOLDS = np.round(np.arange(-1.0, 1.01, 0.1), 1)
@@ -105,10 +106,9 @@ def fit_assurance(
         raise DataError(f"{predictor.path} knows its limits already; export it again")
     predicted, true, limits = _confidences(predictor, validation, target, seed, progress)
     confidence = fit_calibration(predicted, true)
-    features, classes = _features(predictor, train, target, seed, progress, "training views")
-    held_out, kinds = _features(predictor, validation, target, seed, progress, "validation views")
-    upright = held_out[[kind == UPRIGHT for kind in kinds]]
-    check = fit_input_check(features, classes, upright)
+    features, classes = _features(predictor, train, views, seed, progress, "training views")
+    held_out, _ = _features(predictor, validation, _upright, seed, progress, "validation views")
+    check = fit_input_check(features, classes, held_out)
     expected = confidence(np.array(limits.scores))
     return Assurance(confidence, check, _plausibility(train, target, limits, expected))
 
@@ -154,10 +154,14 @@ def _boxes(truth: Mask, name: str, rng: np.random.Generator) -> Iterator[NDArray
             yield half
 
 
+def _upright(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, NDArray[Any]]]:
+    yield from ((UPRIGHT, view) for view in upright_views(image, rng))
+
+
 def _features(
     predictor: OnnxPredictor,
     records: Sequence[Record],
-    target: str,
+    make: Views,
     seed: int,
     progress: Progress | None,
     what: str,
@@ -165,8 +169,8 @@ def _features(
     """Return pooled embeddings (n, F) of the views of records, and their classes."""
     rows: list[Real] = []
     classes: list[str] = []
-    for index, (_, image, _) in enumerate(_cases(records, target, progress, what)):
-        for name, view in views(image, np.random.default_rng([seed, index])):
+    for index, record in enumerate(records):
+        for name, view in make(load_image(record.image), np.random.default_rng([seed, index])):
             if view.min() == view.max():
                 continue
             ask = predictor.prompted(view)
@@ -175,6 +179,8 @@ def _features(
                 raise DataError(f"{predictor.path} gives no embeddings; export it again")
             rows.append(pooled(ask.embeddings, ask.frame_map))
             classes.append(name)
+        if progress is not None:
+            progress(index + 1, len(records), what)
     return np.stack(rows), classes
 
 

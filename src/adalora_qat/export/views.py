@@ -34,14 +34,20 @@ _UPRIGHT_VIEWS = 3
 
 
 def views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, Grey]]:
-    """Yield (class, picture): the image itself, mild views of it, and one of each other class."""
+    """Yield (class, picture): upright views, and one of each other class."""
     grey = to_grey_uint8(image)
-    yield UPRIGHT, grey
-    for _ in range(_UPRIGHT_VIEWS - 1):
-        yield UPRIGHT, mild(grey, rng)
+    yield from ((UPRIGHT, view) for view in upright_views(grey, rng))
     for name, view in _SPOILT.items():
         # What was turned is as often a poor picture as what was not.
         yield name, view(mild(grey, rng) if rng.random() < 0.5 else grey, rng)
+
+
+def upright_views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[Grey]:
+    """Yield the image itself and mild views of it."""
+    grey = to_grey_uint8(image)
+    yield grey
+    for _ in range(_UPRIGHT_VIEWS - 1):
+        yield mild(grey, rng)
 
 
 def mild(grey: Grey, rng: np.random.Generator) -> Grey:
