@@ -87,3 +87,15 @@ def test_pruning_rules(base: str) -> None:
     cubic = adapt["peft-schedule"]
     assert (cubic.importance, cubic.allocation, cubic.schedule[-1].rank) == ("peft", "cubic", 32)
     assert adapt["adalora"].importance == "paper"
+
+
+def test_the_shipped_models_recipe_mixes_prompts() -> None:
+    config = load_config("litemedsam-auto")
+    prompt = config.data.prompt
+    assert 0 < prompt.oracle + prompt.whole_image < 1 and prompt.jitter_px > 0
+    assert config.data.augment.enabled and config.data.augment.flip == 0
+    assert config.quantize.policy == "int8-all"
+    assert config.stage1.ema is not None and config.stage1.lambda_iou > 0
+    assert config.adapt.pruning_at(config.stage1.epochs) == {12: 43, 28: 37, 48: 32}
+    total = count_parameters(config)["total"]
+    assert total == count_parameters(load_config("litemedsam-adalora"))["total"]
