@@ -1,8 +1,11 @@
-"""LiteMedSAM in ONNX Runtime: FP32 against the policies full and int8-all, in turn.
+"""LiteMedSAM on a CPU: FP32 in PyTorch and in ONNX Runtime against the policies, in turn.
 
     python benchmarks/litemedsam_speed.py [--images 6] [--rounds 4] [--threads 2]
 
-writes ``litemedsam.json`` into results/speed. Published weights, not fine-tuned, quantized after
+writes ``litemedsam.json`` into results/speed. FP32 stands there three times: PyTorch, eager; the
+ONNX file that ``torch.onnx.export`` writes; and this package's, which has every rearrangement
+that the INT8 files have, so that the last ratio is what integers alone gain. All ONNX files run
+with the same session options. Published weights, not fine-tuned, quantized after
 a calibration on phantoms: the speeds are those of any trained model of this shape, the Dice is
 that of these weights on phantoms. The load of the machine is in the file: ratios of a machine
 that does other work are rough.
@@ -77,6 +80,45 @@ def exported(policy: str, folder: Path) -> BenchModel:
     return BenchModel(f"ONNX {policy}", path, policy, made.size_bytes)
 
 
+def in_pytorch(folder: Path) -> BenchModel:
+    """Write the published weights as a stage's file, which PyTorch runs."""
+    from adalora_qat.checkpoint import MODEL_FILE, save_model
+    from adalora_qat.config import ModelConfig, RunConfig
+    from adalora_qat.export.bench_report import PYTORCH, BenchModel
+    from adalora_qat.model.weights import build
+
+    path = folder / "published" / MODEL_FILE
+    path.parent.mkdir()
+    save_model(build(ModelConfig())[0], path, RunConfig(), "stage1")
+    return BenchModel(PYTORCH, path, "none", path.stat().st_size)
+
+
+def by_torch(folder: Path) -> BenchModel:
+    """Export as PyTorch itself does, and give the file the metadata that the runtime reads."""
+    import onnx
+    import torch
+
+    from adalora_qat.config import ModelConfig
+    from adalora_qat.export.bench_report import BenchModel
+    from adalora_qat.export.onnx import describe
+    from adalora_qat.model.sam import Segmenter
+    from adalora_qat.model.weights import build
+
+    published, _ = build(ModelConfig())
+    segmenter = Segmenter(published.variant, "eager")  # SDPA of transformers does not export
+    segmenter.load_state_dict(published.state_dict())
+    side, path = published.variant.frame.side, folder / "torch.onnx"
+    given = (torch.rand(1, 3, side, side), torch.tensor([[[0.0, 0.0, side, side]]]))
+    torch.onnx.export(
+        segmenter.eval(), given, path, dynamo=True, external_data=False, verbose=False,
+        opset_version=18, input_names=["image", "boxes"], output_names=["logits", "iou"],
+    )  # fmt: skip
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, describe(segmenter, "none", {}).to_props())
+    onnx.save(model, path)
+    return BenchModel("ONNX FP32 by torch.onnx", path, "none", path.stat().st_size)
+
+
 def main() -> None:
     """Export, measure, print, write."""
     from adalora_qat.export.bench_report import bench, cases_of, phantom_records
@@ -89,13 +131,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = [exported(policy, folder) for policy in POLICIES]
+        models = [in_pytorch(folder), by_torch(folder)]
+        models += [exported(policy, folder) for policy in POLICIES]
         cases = cases_of(phantom_records(folder / "phantoms", given.images))
         before = os.getloadavg()[0]
         found = bench(models, cases, given.rounds, given.threads)
     for row in found["rows"]:
         print(
-            f"{row['name']:16} {row['size_bytes'] / 1e6:6.2f} MB {row['median_s'] * 1e3:6.0f} ms "
+            f"{row['name']:24} {row['size_bytes'] / 1e6:6.2f} MB {row['median_s'] * 1e3:6.0f} ms "
             f"({row['p10_s'] * 1e3:.0f}-{row['p90_s'] * 1e3:.0f}) {row['peak_mb']:5.0f} MB peak "
             f"Dice {row['dice_mean']:.4f} agreement {row['agreement']['dice_mean']:.4f}"
         )

@@ -151,7 +151,7 @@ def _turn(
         mask = predictor.predict(image, box).masks[0]
         times.append(time.perf_counter() - started)
         masks.append((np.packbits(mask), (mask.shape[0], mask.shape[1])))
-    return load, times, _peak_mb(), masks
+    return load, times, peak_mb(), masks
 
 
 def _open(path: Path, threads: int | None) -> Predictor:
@@ -175,7 +175,7 @@ def _open(path: Path, threads: int | None) -> Predictor:
     return TorchPredictor(deployable(load_model(path)[0]), path.parent.name)
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Return the most memory that this process held."""
     try:
         status = Path("/proc/self/status").read_text("ascii")
