@@ -12,6 +12,7 @@ from adalora_qat.export.onnx import export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.predictor import Predictor
+from adalora_qat.quantize.policy import policy_names
 
 SIDE = 64
 Files = tuple[Segmenter, Path, Path]
@@ -94,6 +95,40 @@ def test_prompts_do_what_transformers_does(files: Files, name: str) -> None:
     expected = expected_logits(segmenter, encoded.embeddings, points, labels, box, mask)
     np.testing.assert_allclose(found.logits, expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
     assert found.masks.shape == (1, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
+@pytest.mark.parametrize("policy", [name for name in policy_names() if name != "none"])
+def test_every_policy_takes_every_prompt(
+    policy: str,
+    variant: str,
+    tmp_path: Path,
+    converted: Callable[[str, str], Segmenter],
+    some_cases: Callable[..., list[ParityCase]],
+) -> None:
+    segmenter, cases = converted(variant, policy), some_cases(1)
+    paths = tmp_path / "m-encoder.onnx", tmp_path / "m-decoder.onnx"
+    export_split(
+        segmenter, *paths, cases, policy=policy, sources={}, golden=cases[0],
+        gate=ExportConfig(min_dice=0, min_pixel_agreement=0),
+    )  # fmt: skip
+    predictor = InteractivePredictor(*paths, threads=1, low_memory=True)
+    predictor.warm_up()
+    encoded = predictor.encode(image())
+    low = segmenter.variant.low_res_side
+    for points, labels, box, has_mask in PROMPTS.values():
+        mask = np.linspace(-1, 1, low * low, dtype=np.float32).reshape(low, low)
+        mask = mask if has_mask else None
+        prompt = {"box": box, "points": points, "labels": labels, "earlier": mask}
+        found = predictor.decode(
+            encoded, **{key: None if p is None else np.array(p) for key, p in prompt.items()}
+        )
+        expected = expected_logits(segmenter, encoded.embeddings, points, labels, box, mask)
+        # A value on the other side of a rounding boundary moves a few logits a little.
+        assert np.abs(found.logits[0] - expected).max() < 0.3 * expected.std() + 1e-4, prompt
+    with np.load(tmp_path / "m-encoder.golden.npz") as golden:
+        decoded = predictor.predict(cases[0].image.transpose(1, 2, 0), golden["boxes"][0])
+        assert golden["logits"].shape == decoded.logits[None].shape
 
 
 def test_it_is_a_predictor_and_scales_boxes(files: Files) -> None:

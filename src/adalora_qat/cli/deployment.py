@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,6 +24,9 @@ from adalora_qat.cli.app import (
 from adalora_qat.cli.watch import watching
 from adalora_qat.errors import DataError
 
+if TYPE_CHECKING:
+    from adalora_qat.export.onnx import Exported
+
 
 @app.command()
 def export(
@@ -32,23 +36,37 @@ def export(
         Path, typer.Option("--data", help="Manifest whose val split the parity gate uses.")
     ],
     stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Two files, <stem>-encoder and <stem>-decoder: many prompts."),
+    ] = False,
+    golden: Annotated[
+        bool, typer.Option("--golden", help="Also write inputs and outputs, <stem>.golden.npz.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.data.splits import read_manifest
-    from adalora_qat.export.run import export_stage
+    from adalora_qat.export.run import export_halves, export_stage
 
     folder = RunFolder.open(run)
     records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets[:1])
     with watching() as watch:
-        exported = export_stage(folder, stage, out, records, watch.progress)
-    parity = exported.parity.figures()
+        files: tuple[Exported, ...]
+        if split:
+            files = export_halves(folder, stage, out, records, watch.progress, golden=golden)
+        else:
+            files = (export_stage(folder, stage, out, records, watch.progress, golden=golden),)
+    parity = files[0].parity.figures()
+    size_bytes = sum(one.size_bytes for one in files)
     if as_json:
-        print_json({"size_bytes": exported.size_bytes, "kernels": exported.kernels, **parity})
+        kernels = sum((Counter(one.kernels) for one in files), Counter())
+        print_json({"size_bytes": size_bytes, "kernels": dict(kernels), **parity})
         return
+    written = " and ".join(str(one.path) for one in files)
     out_console.print(
-        f"{out}: {exported.size_bytes / 1e6:.1f} MB; Dice with the trained model at least "
+        f"{written}: {size_bytes / 1e6:.1f} MB; Dice with the trained model at least "
         f"{parity['dice_min']:.4f}, {parity['pixel_agreement']:.4%} of pixels equal, over "
         f"{parity['cases']} masks"
     )

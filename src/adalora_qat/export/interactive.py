@@ -44,9 +44,11 @@ class InteractivePredictor:
         decoder: Path | str,
         threads: int | None = None,
         name: str | None = None,
+        *,
+        low_memory: bool = False,
     ) -> None:
-        self._encoder = open_session(Path(encoder), threads)
-        self._decoder = open_session(Path(decoder), threads)
+        self._encoder = open_session(Path(encoder), threads, low_memory=low_memory)
+        self._decoder = open_session(Path(decoder), threads, low_memory=low_memory)
         self.metadata = read_metadata(self._encoder, str(encoder), "encoder")
         other = read_metadata(self._decoder, str(decoder), "decoder")
         if (self.metadata.sources, self.metadata.policy) != (other.sources, other.policy):
@@ -123,6 +125,15 @@ class InteractivePredictor:
         logits, iou = self._decoder.run(["logits", "iou"], feeds)
         threshold = self.metadata.mask_threshold
         return to_prediction(logits[0], iou[0], boxes, encoded.frame_map, threshold)
+
+    def warm_up(self) -> None:
+        """Run both halves once on a blank frame, so that the first image is as fast as the next."""
+        side = self.metadata.frame.side
+        blank = np.zeros((1, 3, side, side), dtype=np.float32)
+        (embeddings,) = self._encoder.run(["embeddings"], {"image": blank})
+        box = np.array([[0, 0, side, side]], dtype=np.float32)
+        prompt = box_prompt(box, self._side())
+        self._decoder.run(["logits", "iou"], {"embeddings": embeddings, **prompt})
 
     def _run(
         self,

@@ -64,7 +64,7 @@ def export_onnx(
     policy: str,
     sources: Mapping[str, str],
     gate: ExportConfig | None = None,
-    golden: bool = False,
+    golden: ParityCase | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a whole model: image (1, 3, S, S), boxes (1, N, 4) → logits (1, N, L, L), iou (1, N).
@@ -75,7 +75,8 @@ def export_onnx(
     cases : the images and boxes of the parity gate.
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
-    golden : write ``<stem>.golden.npz`` beside the file: inputs and outputs of the first case.
+    golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
+        whoever runs the model elsewhere.
 
     Raises
     ------
@@ -95,8 +96,8 @@ def export_onnx(
         parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
         size = _save(model, temporary, replace(metadata, parity=parity.figures()))
-    if golden:
-        _write_golden(path.with_suffix(".golden.npz"), cases[0], candidate)
+    if golden is not None:
+        _write_golden(path, golden, candidate)
     return Exported(path, size, parity, kernels)
 
 
@@ -109,11 +110,13 @@ def export_split(
     policy: str,
     sources: Mapping[str, str],
     gate: ExportConfig | None = None,
+    golden: ParityCase | None = None,
     progress: Progress | None = None,
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
-    Parameters and errors are those of ``export_onnx``; the gate looks at both together.
+    Parameters and errors are those of ``export_onnx``; the gate looks at both together, and
+    the golden file, beside the encoder, holds the image, the box and what both together give.
     """
     metadata = describe(segmenter, policy, sources)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
@@ -131,6 +134,8 @@ def export_split(
             _save(model, file, replace(metadata, part=part, parity=parity.figures()))
             for model, file, part in zip(models, files, parts, strict=True)
         ]
+    if golden is not None:
+        _write_golden(encoder_path, golden, candidate)
     paths = (encoder_path, decoder_path)
     encoder, decoder = (
         Exported(*o) for o in zip(paths, sizes, (parity,) * 2, kernels, strict=True)
@@ -316,7 +321,7 @@ def _save(model: onnx.ModelProto, path: Path, metadata: ModelMetadata | None = N
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:
     logits, iou = model(case.image, case.boxes)
-    with atomic_write(path) as temporary:
+    with atomic_write(path.with_suffix(".golden.npz")) as temporary:
         np.savez_compressed(
             temporary, image=case.image[None], boxes=case.boxes[None], logits=logits[None],
             iou=iou[None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from adalora_qat.adapt.inject import adapters, merge
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import DataConfig
 from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.geometry import Frame
+from adalora_qat.data.geometry import Frame, boxes_to_model, image_to_model, mask_box
+from adalora_qat.data.phantom import phantom
 from adalora_qat.data.records import Record
 from adalora_qat.errors import ExportError
-from adalora_qat.export.onnx import Exported, export_onnx
+from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import Segmenter
@@ -24,6 +26,8 @@ from adalora_qat.quantize.prepare import quantized_layers
 
 Progress = Callable[[int, int, str], None]
 
+HALVES = ("encoder", "decoder")
+
 
 def export_stage(
     run: RunFolder,
@@ -31,6 +35,8 @@ def export_stage(
     path: Path,
     records: Sequence[Record],
     progress: Progress | None = None,
+    *,
+    golden: bool = False,
 ) -> Exported:
     """Export a stage's model and hold it against its PyTorch self on ``records``.
 
@@ -39,6 +45,7 @@ def export_stage(
     stage : ``stage1`` gives an FP32 model, ``ptq`` and ``stage2`` the quantized one, with the
         scales that training ended with: nothing is calibrated again.
     records : the validation images, with masks for their boxes.
+    golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
 
     Raises
     ------
@@ -46,6 +53,42 @@ def export_stage(
         If the run is of a baseline, or the runtime disagrees with the trained model; no file is
         written then.
     """
+    segmenter, cases, told = _prepared(run, stage, records)
+    shown = golden_case(segmenter.variant.frame) if golden else None
+    return export_onnx(segmenter, path, cases, **told, golden=shown, progress=progress)
+
+
+def export_halves(
+    run: RunFolder,
+    stage: str,
+    path: Path,
+    records: Sequence[Record],
+    progress: Progress | None = None,
+    *,
+    golden: bool = False,
+) -> tuple[Exported, Exported]:
+    """Export ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` for interactive use.
+
+    Parameters and errors are those of ``export_stage``.
+    """
+    segmenter, cases, told = _prepared(run, stage, records)
+    shown = golden_case(segmenter.variant.frame) if golden else None
+    encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
+    return export_split(segmenter, encoder, decoder, cases, **told, golden=shown, progress=progress)
+
+
+def golden_case(frame: Frame) -> ParityCase:
+    """Return a phantom and the box of its lungs as the model sees them."""
+    made = phantom(0)
+    image, frame_map = image_to_model(made.image, frame)
+    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
+    return ParityCase("phantom 0", image, boxes, (frame.side, frame.side))
+
+
+def _prepared(
+    run: RunFolder, stage: str, records: Sequence[Record]
+) -> tuple[Segmenter, list[ParityCase], dict[str, Any]]:
     if run.config.baselines is not None:
         raise ExportError(
             f"{run.path} is a run of a baseline ({run.config.baselines.architecture}), which has "
@@ -53,15 +96,13 @@ def export_stage(
         )
     source = run.stage(stage) / MODEL_FILE
     segmenter, description = load_model(source)
-    return export_onnx(
-        deployable(segmenter),
-        path,
-        parity_cases(records, run.config.data, segmenter.variant.frame),
-        policy=run.config.quantize.policy if description["quantize"] else "none",
-        sources={f"{stage}/{MODEL_FILE}": sha256_file(source)},
-        gate=run.config.export,
-        progress=progress,
-    )
+    told = {
+        "policy": run.config.quantize.policy if description["quantize"] else "none",
+        "sources": {f"{stage}/{MODEL_FILE}": sha256_file(source)},
+        "gate": run.config.export,
+    }
+    cases = parity_cases(records, run.config.data, segmenter.variant.frame)
+    return deployable(segmenter), cases, told
 
 
 def deployable(segmenter: Segmenter) -> Segmenter:
