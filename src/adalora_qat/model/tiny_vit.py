@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 TRITON = importlib.util.find_spec("triton") is not None
 """Whether window attention has a kernel of its own; the CPU build of torch comes without."""
 
