@@ -52,7 +52,9 @@ class Schedule:
         self.failures = 0
         self.file = root / "jobs.json"
         known = json.loads(self.file.read_text("utf-8")) if self.file.is_file() else {}
-        self.report: dict[str, dict[str, Any]] = known
+        self.report: dict[str, dict[str, Any]] = {
+            name: job for name, job in known.items() if job["status"] == "done"
+        }
         (root / "logs").mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: list[Job]) -> None:

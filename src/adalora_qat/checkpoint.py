@@ -239,8 +239,12 @@ def restore_optimizer(
             parameter = parameters[name]
             # The step counter stays on the CPU, but where one kernel updates everything.
             fused = any(group.get("fused") for group in optimizer.param_groups)
-            device = value.device if key == "step" and not fused else parameter.device
-            optimizer.state.setdefault(parameter, {})[key] = value.to(device)
+            if key == "step":
+                state = value.to(parameter.device if fused else value.device)
+            else:
+                # In the parameter's own layout (channels_last), which one kernel asks for.
+                state = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            optimizer.state.setdefault(parameter, {})[key] = state
 
 
 def provenance(extra: Mapping[str, Any]) -> dict[str, Any]:
