@@ -89,7 +89,8 @@ def records(folder: Path, count: int) -> list[Record]:
 def child(name: str, folder: Path) -> None:
     """Be one process of a run; the first writes the times of its steps."""
     _, overrides, count = RUNS[name]
-    state = join(cpu=False)
+    cpu = not torch.cuda.is_available()  # only to try the script out
+    state = join(cpu=cpu)
     config = load_config("sam-vit-base", (*SHARED, *overrides))
     path = folder / name.replace(" ", "-").replace(",", "")
     with state.main_process_first():
@@ -97,6 +98,7 @@ def child(name: str, folder: Path) -> None:
     every = records(folder / "images", 2 * TRAIN + VAL)
     times: list[tuple[int, float]] = []
     resources = Resources(
+        cpu=cpu,
         cache=folder / "cache",
         checkpoint_seconds=1e9,
         on_step=lambda report: times.append((report.epoch, time.perf_counter())),
@@ -140,7 +142,16 @@ def launch(name: str, folder: Path, timeout: float) -> None:
     processes = RUNS[name][0]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *torchrun, __file__, "--child", name, str(folder)]
-    subprocess.run(command, check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as agent:
+        try:
+            code = agent.wait(timeout)
+        except subprocess.TimeoutExpired:
+            # Not killed: the agent must end its processes first.
+            agent.terminate()
+            agent.wait(20)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:
