@@ -231,12 +231,13 @@ def two_gpus(found: Mapping[str, Any]) -> Iterator[str]:
         if "images_per_s" not in row:
             yield f"| {name} | {row['error'].splitlines()[0][:80]} | | | | |"
             continue
+        feed = "" if row["feed_images_per_s"] is None else f"{row['feed_images_per_s']:.0f}"
         scaled = base and "FP32" not in name
         ratio = f"{row['images_per_s'] / base:.2f}" if scaled else ""
         yield (
             f"| {name} | {row['images_per_s']:.1f} | {ratio} | "
             f"{row['median_ms']:.1f} / {row['worst_ms']:.1f} | {row['peak_gb']:.1f} | "
-            f"{row['feed_images_per_s']:.0f} |"
+            f"{feed} |"
         )
     yield ""
     for pair, apart in found["compared"].items():

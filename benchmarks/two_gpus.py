@@ -114,11 +114,16 @@ def child(name: str, folder: Path) -> None:
     state.destroy_process_group()
 
 
-def feed_speed(training: Training) -> float:
-    """Return images/s of one process's feed alone, in batches of 16 sent to the GPU."""
+def feed_speed(training: Training) -> float | None:
+    """Return images/s of one process's feed alone, in batches of 16 sent to the GPU.
+
+    None where there are too few images to time it.
+    """
     dataset = training._dataset(_Shaped(training), "train")  # type: ignore[arg-type]
     feed = Feed(dataset, workers=training.resources.workers)
     steps = [step[0] for step in plan_epoch(len(dataset), 16, seed=0, epoch=1)]
+    if len(steps) < 6:
+        return None
     feed.begin(1, iter(steps), training.accelerator.device)
     feed.batch(steps[0], training.accelerator.device)
     started = time.perf_counter()
