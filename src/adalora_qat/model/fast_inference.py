@@ -89,11 +89,11 @@ class FastEncoder:
                 f"the encoder takes images (B, 3, {side}, {side}), got {tuple(images.shape)}"
             )
         if not self.graph:
-            return self._encode(images)
+            return self._encode(self._cut(images))
         if images.shape not in self._graphs:
             self._graphs[images.shape] = self._record(images)
-        graph, given, out = self._graphs[images.shape]
-        given.copy_(images)
+        graph, patches, out = self._graphs[images.shape]
+        self._cut(images, patches)
         graph.replay()
         # The next replay writes into the same place.
         return out.clone()
@@ -143,10 +143,15 @@ class FastEncoder:
 
     # -- what is done for every batch ------------------------------------------------------
 
-    def _encode(self, images: Tensor) -> Tensor:
-        B, E, p = len(images), self.grid, self.patch
-        cut = images.view(B, 3, E, p, E, p).permute(0, 2, 4, 1, 3, 5)
-        patches = torch.empty(cut.shape, dtype=self.dtype, device=images.device).copy_(cut)
+    def _cut(self, images: Tensor, into: Tensor | None = None) -> Tensor:
+        # Images to patches (B, E, E, 3, p, p), cast on the way.
+        E, p = self.grid, self.patch
+        cut = images.reshape(-1, 3, E, p, E, p).permute(0, 2, 4, 1, 3, 5)
+        room = cut.new_empty(cut.shape, dtype=self.dtype) if into is None else into
+        return room.copy_(cut)
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        B, E = len(patches), self.grid
         stream = self.start.repeat(B, 1).addmm_(patches.view(B * E * E, -1), self.patches.t())
         for layer in self.layers:
             stream = self._block(stream, layer, B)
@@ -174,7 +179,7 @@ class FastEncoder:
         return attend_folded(qkv, layer.qkv.bias, tables, self.heads, window, kernel)
 
     def _record(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        given = images.clone()
+        given = self._cut(images)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
