@@ -73,14 +73,18 @@ def test_what_it_cannot_encode_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("graph", [True, False])
-def test_on_a_gpu_it_agrees_with_float32_and_with_itself(graph: bool) -> None:
+def test_on_a_gpu_it_is_as_near_to_float32_as_autocast_is(graph: bool) -> None:
     model = random_segmenter("sam-vit-base", 0).cuda()
     images = torch.randn(3, 3, 1024, 1024, device="cuda")
     with torch.no_grad():
         wanted = model.encode(images[:2])
+        with torch.autocast("cuda", torch.bfloat16):
+            usual = (model.encode(images[:2]).float() - wanted).norm()
     fast = fast_encoder(model, graph=graph)
     ours = fast(images[:2])
-    assert (ours.float() - wanted).norm() < 1e-2 * wanted.norm()
+    # Autocast adds its branches up in FP32, this in bfloat16.
+    assert (ours.float() - wanted).norm() < 1.5 * usual
+    assert usual < 2e-2 * wanted.norm()
     fast(images[1:])
     assert torch.equal(fast(images[:2]), ours)
 
