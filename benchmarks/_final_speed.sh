@@ -10,12 +10,12 @@ INF=(--part inference --warm never --only "package" "eager, fp32" "sdpa, bf16, c
 wait
 echo "checked $((SECONDS - began))"
 # Compilers first, all at once; what is timed now is thrown away.
-on 0 $w/a 105 stage_speed.py --only "stage 1" --deadline 95 &
-on 1 $w/b 105 stage_speed.py --only "Λ trains" --deadline 95 &
-on 1 $w/c 105 litemedsam_training_speed.py --only "decoder, ours" --deadline 95 &
-on 0 $w/d 105 litemedsam_training_speed.py --only "stage 1, ours" --deadline 95 &
-on 1 $w/e 105 two_gpus.py --runs "one GPU, 16" --deadline 100 &
-on 0 $w/f 105 vit_speed.py "${INF[@]}" --deadline 80 &
+on 0 $w/a 125 stage_speed.py --only "stage 1" --deadline 115 &
+on 1 $w/b 125 stage_speed.py --only "Λ trains" --deadline 115 &
+on 1 $w/c 125 litemedsam_training_speed.py --only "decoder, ours" --deadline 115 &
+on 0 $w/d 125 litemedsam_training_speed.py --only "stage 1, ours" --deadline 115 &
+on 1 $w/e 125 two_gpus.py --runs "one GPU, 16" --deadline 120 &
+on 0 $w/f 125 vit_speed.py "${INF[@]}" --deadline 100 &
 wait
 echo "warm $((SECONDS - began))"
 # Then each on its own GPU.
@@ -23,7 +23,7 @@ echo "warm $((SECONDS - began))"
 (on 1 $O/l 80 litemedsam_training_speed.py --only "plain" "decoder, ours" "stage 1, ours" --deadline 70; on 1 $O/k 40 attention_kernels.py --warm never --deadline 25) &
 wait
 echo "single $((SECONDS - began))"
-OUT=$O/t timeout 115 python3 $B/two_gpus.py --deadline 105 > $O/t.log 2>&1
+OUT=$O/t timeout 115 python3 $B/two_gpus.py --deadline 125 > $O/t.log 2>&1
 echo "two $((SECONDS - began))"
 python3 - <<'P'
 import os, shutil, pathlib

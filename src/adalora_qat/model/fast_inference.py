@@ -187,7 +187,8 @@ class FastEncoder:
             self._encode(given)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, which feed, may go on allocating.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = self._encode(given)
         return graph, given, out
 
