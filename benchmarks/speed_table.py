@@ -52,7 +52,7 @@ GIB = 2**30 / 1e9
 INFERENCE_BAR, TRAINING_BAR, TRAINING_MEMORY_BAR = 450.0, 100.0, 40.0
 
 REMARKS = """
-- Images/s are medians, the worst step stands beside. Rows "not run" had no time left.
+- Images/s are medians, the worst step stands beside.
 - The GELU of the last two rows of inference is GELU's tanh form, the epilogue that cuBLASLt has.
 - A former kernel for windows, SDPA with the bias as a mask, gave NaN under bf16 and torch.compile
   on this device and is gone: folded and triton are faster everywhere. The likely cause: a mask
@@ -89,7 +89,9 @@ def waterfall(rows: Rows, part: str) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|" + ("---:|" if gradients else "")
     for name in WATERFALL[part]:
         if name not in found:
-            why = rows.get(f"{part}: {name}", {}).get("error", "not run")
+            if f"{part}: {name}" not in rows:
+                continue
+            why = rows[f"{part}: {name}"].get("error", "not run")
             yield f"| {name} | {why.splitlines()[0][:80]} | | | | |" + (" |" if gradients else "")
             continue
         row = found[name]
@@ -112,9 +114,10 @@ def _scientific(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
-def bars(rows: Rows) -> Iterator[str]:
+def bars(encoding: Rows, trained: Rows) -> Iterator[str]:
     """Yield one line a bar: met or not, by which row, with the best peer of the same run."""
-    inference, training = (right(measured(rows, part)) for part in WATERFALL)
+    inference = right(measured(encoding, "inference"))
+    training = right(measured(trained, "training"))
     yield _verdict(
         f"Encoder inference, bf16, batch 8: ≥ {INFERENCE_BAR:g} images/s",
         inference,
@@ -315,6 +318,10 @@ def origin(results: Mapping[str, Any]) -> str:
 def readme(folder: Path) -> str:
     """Return the README of the results in ``folder``."""
     speed = json.loads((folder / "vit_speed.json").read_text())
+    # Training may have been measured in another run, whose peers then stand beside it.
+    other = folder / "vit_speed_training.json"
+    training = json.loads(other.read_text()) if other.is_file() else speed
+    runs = {"inference": speed, "training": training}
     config = ", ".join(f"{key} {value}" for key, value in speed["config"].items())
     lines = [
         "# Speed of SAM ViT-B at 1024²",
@@ -323,10 +330,11 @@ def readme(folder: Path) -> str:
         "the others transformers and PEFT in the same run. Errors are ‖ours − FP32‖/‖FP32‖.",
         "",
         f"vit_speed.json: {origin(speed)} {config}.",
+        *([f"vit_speed_training.json: {origin(training)}"] if other.is_file() else []),
         "",
         "## Bars",
         "",
-        *bars(speed["rows"]),
+        *bars(speed["rows"], training["rows"]),
     ]
     sections: list[str] = []
     for name, section in (
@@ -342,7 +350,7 @@ def readme(folder: Path) -> str:
     alone = json.loads(file.read_text())
     lines += where_time_goes(speed["rows"], alone["rows"])
     for part in WATERFALL:
-        lines += ["", f"## {part.capitalize()}", "", *waterfall(speed["rows"], part)]
+        lines += ["", f"## {part.capitalize()}", "", *waterfall(runs[part]["rows"], part)]
     lines += sections
     lines += ["", "## Attention kernels alone", "", f"attention_kernels.json: {origin(alone)}"]
     lines += ["Backward tiles are timed as the whole backward, one kernel's tile changed.", ""]
