@@ -24,19 +24,18 @@ from typing import Any
 from _machine import describe_machine
 from adalora_qat.files import sha256_file, write_json
 
-ROUNDS = 3
-
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {"int8": [], "pytorch_fp32": []}
     context = multiprocessing.get_context("spawn")
-    for _ in range(ROUNDS):
+    for _ in range(arguments.rounds):
         for name, spent in seconds.items():
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 spent += pool.submit(turn, name, arguments.model, arguments.images).result()
@@ -45,9 +44,9 @@ def main() -> None:
         "median_s": medians,
         "ratio": medians["pytorch_fp32"] / medians["int8"],
         "all_s": {name: [round(s, 4) for s in spent] for name, spent in seconds.items()},
-        "first_mask_s": first_mask(arguments.model, arguments.images[0]),
+        "first_mask_s": first_mask(arguments.model, arguments.images[0], arguments.rounds),
         "images": len(arguments.images),
-        "rounds": ROUNDS,
+        "rounds": arguments.rounds,
         "model_sha256": sha256_file(arguments.model),
         "measured_on": describe_machine(),
     }
@@ -69,10 +68,10 @@ def turn(name: str, model: Path, images: Sequence[Path]) -> list[float]:
     return spent[1:]
 
 
-def first_mask(model: Path, image: Path) -> list[float]:
-    """Time the whole command, three times."""
+def first_mask(model: Path, image: Path, rounds: int) -> list[float]:
+    """Time the whole command."""
     spent = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, "-m", "adalora_qat.cli", "segment", str(image)]
             started = time.perf_counter()
