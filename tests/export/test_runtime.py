@@ -27,6 +27,7 @@ def left_half_bright(height: int, width: int) -> np.ndarray:
 def test_base_install_needs_no_training_package() -> None:
     code = (
         "import sys, adalora_qat.export.interactive, adalora_qat.export.segment\n"
+        "import adalora_qat.export.shipped\n"
         "found = {'torch', 'pandas', 'scipy', 'cv2', 'onnx'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(found)) or 0)"
     )
