@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from adalora_qat.export.encoders import _rows_seen, encode
+from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import all_nodes
+from adalora_qat.export.tiny_vit_graph import rows_seen
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
 from adalora_qat.quantize.convert import QuantizedLayer
@@ -61,8 +62,8 @@ def test_attention_by_rows_is_attention(
     some_cases: Callable[[int], list],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("adalora_qat.export.encoders._MANY_TOKENS", 10)
-    monkeypatch.setattr("adalora_qat.export.encoders._ROWS_AT_A_TIME", rows)
+    monkeypatch.setattr("adalora_qat.export.vit_graph._MANY_TOKENS", 10)
+    monkeypatch.setattr("adalora_qat.export.vit_graph._ROWS_AT_A_TIME", rows)
     segmenter = converted("tiny-vit-test", "none")
     assert segmenter.image_encoder.layers[1].window_size == 0  # over the whole map: 64 tokens
     image = some_cases(1)[0].image[None]
@@ -86,8 +87,8 @@ def test_parts_of_a_map_give_what_the_whole_gives(
     segmenter, image = converted("tiny-test", policy), some_cases(1)[0].image[None]
     found = []
     for number, share in ((1, 1), (strips, parts)):
-        monkeypatch.setattr("adalora_qat.export.encoders._STRIPS", number)
-        monkeypatch.setattr("adalora_qat.export.encoders._PARTS_OF_A_MAP", share)
+        monkeypatch.setattr("adalora_qat.export.tiny_vit_graph._STRIPS", number)
+        monkeypatch.setattr("adalora_qat.export.maps._PARTS_OF_A_MAP", share)
         values, nodes = embeddings(segmenter, image)
         assert sum("patch_embed/seq/2" in n and "Gelu" not in n for n in nodes) >= number
         found.append(values)
@@ -103,7 +104,7 @@ def test_a_strip_sees_the_rows_that_it_depends_on(stride: int) -> None:
     image = torch.rand(1, 3, 32 * stride, 32 * stride, requires_grad=True)
     encoder.stem(image)[:, :, 5:9].sum().backward()
     seen = image.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
-    assert (int(seen[0]), int(seen[-1]) + 1) == _rows_seen(convolutions, 5, 9)
+    assert (int(seen[0]), int(seen[-1]) + 1) == rows_seen(convolutions, 5, 9)
 
 
 def test_every_integer_layer_is_in_the_graph(

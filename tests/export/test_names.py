@@ -22,7 +22,7 @@ def test_graphs_are_valid_and_their_names_sane(
     variant: str, policy: str, part: str, converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small enough for attention over the whole map to become a loop, as at 1024 pixels.
-    monkeypatch.setattr("adalora_qat.export.encoders._MANY_TOKENS", 10)
+    monkeypatch.setattr("adalora_qat.export.vit_graph._MANY_TOKENS", 10)
     segmenter = converted(variant, policy)
     model = BUILDERS[part](segmenter, describe(segmenter, policy, {}))
     onnx.checker.check_model(model, full_check=True)

@@ -16,7 +16,6 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamFeedForward
 
-from adalora_qat.export.encoders import attention
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.layers import (
     GELU_FLOOR,
@@ -26,6 +25,7 @@ from adalora_qat.export.layers import (
     linear,
     weight_of,
 )
+from adalora_qat.export.maps import attention
 from adalora_qat.model.sam import Segmenter
 
 

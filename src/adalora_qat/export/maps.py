@@ -1,0 +1,201 @@
+"""Feature maps in an ONNX graph, and what both image encoders do to them.
+
+- Pixels are rows of a matrix throughout, so 1×1 convolutions and linears are the same Gemm.
+- What works pixel by pixel, or window by window, is done for a part of the map at a time: the
+  wide tensors in between (a perceptron's hidden layer, queries, keys, values) stay in the
+  cache, and little memory is needed.
+
+Shapes: B = 1 image, H W rows and columns, D width, A heads, n tokens on the side of a window,
+N = n² tokens of a window, W windows, E side of the embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adalora_qat.export.graph import Graph
+from adalora_qat.export.layers import (
+    GELU_FLOOR,
+    convolve,
+    convolve_planes,
+    input_kind,
+    is_integer_product,
+    linear,
+    product,
+    quantize,
+    weight_of,
+)
+from adalora_qat.quantize.convert import QuantizedLayer
+from adalora_qat.quantize.operators import Operator, operator_of
+
+Size = tuple[int, int]
+
+# A perceptron is applied to this share of a map at a time.
+_PARTS_OF_A_MAP = 16
+
+
+def attention(
+    g: Graph, query: str, key: str, value: str, heads: int, scale: float, bias: str | None = None
+) -> str:
+    """Attend: query (W, N, D), key (W, M, D), value (W, M, V), bias (A, N, M) → (W, N, V)."""
+    operands = [query, key, value, *([] if bias is None else [bias])]
+    return g.node("Attention", *operands, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+
+
+@dataclass(frozen=True)
+class Map:
+    """A feature map of ``size`` (H, W): rows of pixels (H·W, D), or planes (1, D, H, W).
+
+    Integer products want rows, float convolutions planes (which ONNX Runtime keeps in a
+    blocked layout from one to the next); a map changes its form only where it must.
+    """
+
+    value: str
+    size: Size
+    width: int
+    planes: bool
+
+    def as_rows(self, g: Graph) -> str:
+        """Return the map as rows of pixels."""
+        if not self.planes:
+            return self.value
+        return g.reshape(g.transpose(self.value, (0, 2, 3, 1)), (-1, self.width))
+
+    def as_planes(self, g: Graph) -> str:
+        """Return the map as planes."""
+        if self.planes:
+            return self.value
+        return g.transpose(g.reshape(self.value, (1, *self.size, self.width)), (0, 3, 1, 2))
+
+    def gelu(self, g: Graph, following: nn.Module | None = None) -> Map:
+        """Apply GELU, in the form that the ``following`` convolution wants."""
+        # Right after a convolution, a change of form is part of leaving the blocked layout;
+        # any later, ONNX Runtime would make it a slow transposition of bytes.
+        if following is not None and is_integer_product(following):
+            return replace(self, value=g.gelu(self.as_rows(g)), planes=False)
+        return replace(self, value=g.gelu(self.value))
+
+    def add(self, g: Graph, other: Map) -> Map:
+        """Add another map, in the form of this one."""
+        value = other.as_planes(g) if self.planes else other.as_rows(g)
+        return replace(self, value=g.add(value, self.value))
+
+    def convolve(self, g: Graph, name: str, module: nn.Module, floor: float | None = None) -> Map:
+        """Apply the convolution ``name`` of ``module``."""
+        layer = module.get_submodule(name)
+        size, width = _after(layer, self.size), weight_of(layer).shape[0]
+        with g.scope(name):
+            if is_integer_product(layer):
+                value = convolve(g, layer, self.as_rows(g), self.size, floor)
+                return Map(value, size, width, planes=False)
+            value = convolve_planes(g, layer, self.as_planes(g), floor)
+            return Map(value, size, width, planes=True)
+
+
+def perceptron(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
+    """Widen, GELU, narrow: (M, D)."""
+    first, second = names
+    with g.scope(first):
+        x = g.gelu(linear(g, mlp.get_submodule(first), x))
+    with g.scope(second):
+        return linear(g, mlp.get_submodule(second), x, GELU_FLOOR)
+
+
+def in_parts(g: Graph, x: str, shape: Size, body: Callable[[str], str]) -> str:
+    """Apply what keeps the shape (M, D), and works row by row, to some rows at a time."""
+    parts = math.gcd(shape[0], _PARTS_OF_A_MAP)
+    part = (shape[0] // parts, shape[1])
+    stacked = g.scan([g.reshape(x, (parts, *part))], [part, part], lambda names: body(names[0]))
+    return g.reshape(stacked, shape)
+
+
+def query_key_value(
+    g: Graph, qkv: nn.Module, windows: str, rows: Tensor, side: int
+) -> tuple[str, str, str]:
+    """Write three products of windows (W·N, D) with the rows (3, D) of the weight."""
+    query, key, value = (
+        g.reshape(product(g, qkv, windows, part, name), (-1, side * side, len(part)))
+        for part, name in zip(rows, ("query", "key", "value"), strict=True)
+    )
+    return query, key, value
+
+
+def by_windows(
+    g: Graph,
+    module: nn.Module,
+    windows: str,
+    shape: tuple[Size, int, int],
+    attend: Callable[[str], str],
+) -> str:
+    """Attend within windows (W·N, D), a row of windows at a time, and project: (H·W, D)."""
+    size, side, dim = shape
+    rows, columns = (-(-length // side) for length in size)
+    tokens = columns * side * side
+
+    def body(names: Sequence[str]) -> str:
+        attended = attend(names[0])
+        with g.scope("proj"):
+            return quantize(g, module.proj, g.reshape(attended, (tokens, dim)))
+
+    if rows == 1:
+        attended = body([windows])
+    else:
+        kinds = [input_kind(module.qkv), input_kind(module.proj)]
+        stacked = g.reshape(windows, (rows, tokens, dim))
+        attended = g.scan([stacked], [(tokens, dim)] * 2, body, kinds)
+    with g.scope("proj"):
+        return product(g, module.proj, _join(g, attended, size, side, dim))
+
+
+def cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: NDArray[Any]) -> str:
+    """Cut a map (H·W, D) into windows (W·N, D), padded with ``blank`` (D) or ()."""
+    height, width = size
+    right, below = -width % side, -height % side
+    x = g.reshape(x, (height, width, dim))
+    if right:
+        beside = g.expand(g.constant("blank", blank), (height, right, dim))
+        x = g.concat([x, beside], axis=1)
+    if below:
+        beneath = g.expand(g.constant("blank", blank), (below, width + right, dim))
+        x = g.concat([x, beneath], axis=0)
+    rows, columns = (height + below) // side, (width + right) // side
+    if rows * columns > 1:
+        x = g.transpose(g.reshape(x, (rows, side, columns, side, dim)), (0, 2, 1, 3, 4))
+    return g.reshape(x, (-1, dim))
+
+
+def _join(g: Graph, windows: str, size: Size, side: int, dim: int) -> str:
+    """Put windows (W, N, D) back together as (H·W, D), without the padding."""
+    height, width = size
+    rows, columns = -(-height // side), -(-width // side)
+    if rows * columns > 1:
+        cells = g.reshape(windows, (rows, columns, side, side, dim))
+        windows = g.transpose(cells, (0, 2, 1, 3, 4))
+    if rows * side != height or columns * side != width:
+        whole = g.reshape(windows, (rows * side, columns * side, dim))
+        windows = g.slice(g.slice(whole, 0, 0, height), 1, 0, width)
+    return g.reshape(windows, (-1, dim))
+
+
+def _after(convolution: nn.Module, size: Size) -> Size:
+    """Return the size of a convolution's output."""
+    operator = operator_of_layer(convolution)
+    kernel = weight_of(convolution).shape[2:]
+    height, width = (
+        (length + 2 * padding - k) // stride + 1
+        for length, padding, k, stride in zip(
+            size, operator.padding, kernel, operator.stride, strict=True
+        )
+    )
+    return height, width
+
+
+def operator_of_layer(layer: nn.Module) -> Operator:
+    """Return the geometry of a layer, quantized or not."""
+    return layer.operator if isinstance(layer, QuantizedLayer) else operator_of("", layer)
