@@ -27,9 +27,6 @@ from typing import TYPE_CHECKING, Any
 from _machine import describe_machine
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from adalora_qat.model.sam import Segmenter
 
 # Everything heavy is imported where it is used: each timed process imports this file, and what
@@ -43,13 +40,15 @@ MODELS = (PYTORCH, BY_TORCH, *(f"ONNX {policy}" for policy in POLICIES))
 BARS = {BY_TORCH: 1.9, PYTORCH: 4.0}
 
 
-def image() -> NDArray[np.float32]:
-    """Return a phantom in the model's frame, (1, 3, S, S)."""
+def write_image(path: Path) -> None:
+    """Write a phantom in the model's frame, (1, 3, S, S); in a process of its own: torch."""
+    import numpy as np
+
     from adalora_qat.data.geometry import image_to_model
     from adalora_qat.data.phantom import phantom
     from adalora_qat.model.sam import variant
 
-    return image_to_model(phantom(SEEN_PHANTOM).image, variant(VARIANT).frame)[0][None]
+    np.save(path, image_to_model(phantom(SEEN_PHANTOM).image, variant(VARIANT).frame)[0][None])
 
 
 def random_model(attention: str = "sdpa") -> Segmenter:
@@ -71,14 +70,15 @@ def write(name: str, folder: Path) -> Path:
 
     from adalora_qat.export.onnx import build_encoder, describe
     from adalora_qat.export.size import quantize_on_phantom
+    from adalora_qat.model.sam import variant
     from adalora_qat.quantize.policy import load_policy
 
     path = folder / f"{name.replace(' ', '_')}.onnx"
     if name == BY_TORCH:
+        encoder, side = random_model("eager").image_encoder, variant(VARIANT).frame.side
         torch.onnx.export(
-            random_model("eager").image_encoder, (torch.from_numpy(image()),), path, dynamo=True,
-            external_data=False, verbose=False, opset_version=18, input_names=["image"],
-            output_names=["embeddings"],
+            encoder, (torch.rand(1, 3, side, side),), path, dynamo=True, external_data=False,
+            verbose=False, opset_version=18, input_names=["image"], output_names=["embeddings"],
         )  # fmt: skip
         return path
     policy = name.removeprefix("ONNX ")
@@ -87,7 +87,7 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
-def turn(name: str, path: Path | None, runs: int, threads: int) -> dict[str, Any]:
+def turn(name: str, path: Path | None, picture: Path, runs: int, threads: int) -> dict[str, Any]:
     """Load a model, run it once to warm up and then ``runs`` times."""
     import numpy as np
 
@@ -95,7 +95,7 @@ def turn(name: str, path: Path | None, runs: int, threads: int) -> dict[str, Any
 
     started = time.perf_counter()
     encode = _pytorch(threads) if path is None else _session(path, name == BY_TORCH, threads)
-    load, pixels = time.perf_counter() - started, image()
+    load, pixels = time.perf_counter() - started, np.load(picture)
     found, seconds = encode(pixels), []
     for _ in range(runs):
         started = time.perf_counter()
@@ -144,11 +144,13 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             return pool.submit(function, *arguments).result()
 
+    picture = folder / "image.npy"
+    apart(write_image, picture)
     files = {name: None if name == PYTORCH else apart(write, name, folder) for name in given.models}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
     for _ in range(given.rounds):
         for name, path in files.items():
-            turns[name].append(apart(turn, name, path, given.runs, given.threads))
+            turns[name].append(apart(turn, name, path, picture, given.runs, given.threads))
             print(name, [round(s, 2) for s in turns[name][-1]["seconds"]], flush=True)
     reference = turns[given.models[0]][0]["embeddings"]
     rows = {}

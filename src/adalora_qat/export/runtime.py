@@ -77,8 +77,8 @@ def open_session(
 
 
 def _give_memory_back() -> None:
-    """Return to the system what parsing the file and optimizing the graph needed."""
-    # As much as half of what a loaded small model holds. Only glibc has the function.
+    """Return to the system what was freed: loading a model needs much more than it keeps."""
+    # Only glibc has the function.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -128,6 +128,7 @@ class OnnxPredictor:
         self.path = Path(path)
         self._name = name or self.path.stem
         self._session = open_session(self.path, threads, low_memory=low_memory)
+        self._low_memory = low_memory
         self.metadata = read_metadata(self._session, str(self.path), "whole")
         self.sha256 = sha256_file(self.path)
         self.assurance = Assurance.of(self.metadata, str(self.path))
@@ -201,6 +202,8 @@ class OnnxPredictor:
         logits (1, N, L, L) and predicted IoU (1, N).
         """
         logits, iou = self._session.run(["logits", "iou"], {"image": image, "boxes": boxes})
+        if self._low_memory:
+            _give_memory_back()
         return logits, iou
 
     def run_once_encoded(
