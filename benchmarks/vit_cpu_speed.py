@@ -52,10 +52,18 @@ def write_image(path: Path) -> None:
 
 
 def random_model(attention: str = "sdpa") -> Segmenter:
-    """Return the float model with random weights; the same ones each time."""
+    """Return the float model with random weights that keep signals' size; the same each time."""
+    import torch
+
     from adalora_qat.model.sam import Segmenter, random_segmenter, variant
 
     made = random_segmenter(VARIANT, seed=SEED)
+    generator = torch.Generator().manual_seed(SEED)
+    # As first drawn, activations fade to nothing and errors say nothing of any trained model.
+    for name, weight in made.image_encoder.named_parameters():
+        if weight.ndim > 1:
+            spread = 0.02 if "pos" in name else weight[0].numel() ** -0.5
+            torch.nn.init.normal_(weight, std=spread, generator=generator)
     if attention == "sdpa":
         return made.eval()
     eager = Segmenter(variant(VARIANT), "eager")
