@@ -38,8 +38,10 @@ from adalora_qat.model.sam import VitImageEncoder
 from adalora_qat.quantize.convert import DequantizedParameter
 
 # Above this many tokens, the scores of all pairs are not kept in memory at once, but those of
-# a few rows of queries (fastest for 64 × 64 tokens: 4 of 1, 2, 4, 8, 16).
+# some heads and rows of queries. Fastest for 64 × 64 tokens on two cores: 2 heads of 2, 4, 12
+# and 4 rows of 2, 4, 8, 16.
 _MANY_TOKENS = 1024
+_HEADS_AT_A_TIME = 2
 _ROWS_AT_A_TIME = 4
 _TABLES = ("rel_pos_h", "rel_pos_w")
 
@@ -114,42 +116,48 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
 def _attention_by_rows(
     g: Graph, parts: tuple[str, str, str], module: nn.Module, side: int, dim: int
 ) -> str:
-    """Attend over the whole map, (1, N, D) each, some rows of queries at a time: (1, N, D).
+    """Attend over the whole map, (1, N, D) each, a few heads and rows of queries at a time.
 
     The scores of all pairs of tokens, and their relative positions, would take most of the
-    memory of the network; those of a few rows stay in the cache.
+    memory of the network; those of a few heads and rows stay in the cache.
     """
     heads, tokens = module.num_attention_heads, side * side
-    depth, rows = dim // heads, math.gcd(side, _ROWS_AT_A_TIME)
+    some, depth = math.gcd(heads, _HEADS_AT_A_TIME), dim // heads
+    rows = math.gcd(side, _ROWS_AT_A_TIME)
     steps, queries = side // rows, rows * side
-    query = parts[0]
-    key, value = (
-        g.transpose(g.reshape(part, (1, tokens, heads, depth)), (0, 2, 1, 3)) for part in parts[1:]
-    )
     # What a query adds to the score of every key in a row, and in a column, of the map.
-    tables = [_offset_table(g, name, getattr(module, name), side) for name in _TABLES]
-    by_column = g.matmul(g.reshape(query, (side, side, heads, depth)), tables[1])
-    by_column = g.reshape(by_column, (steps, queries, heads, side))
-    by_column = g.transpose(by_column, (0, 2, 1, 3))
-    query = g.transpose(g.reshape(query, (steps, queries, heads, depth)), (0, 2, 1, 3))
-    grid = g.reshape(query, (steps, heads, rows, side, depth))
-    by_row = g.matmul(grid, g.reshape(tables[0], (steps, 1, rows, depth, side)))
-    by_row = g.reshape(by_row, (steps, heads, queries, side))
+    by_row, by_column = (_offset_table(g, name, getattr(module, name), side) for name in _TABLES)
+    by_row = g.reshape(by_row, (steps, 1, rows, depth, side))
+    # Each head's own, (A/a, a, N, D/A), and taken a heads at a time.
+    split = (tokens, heads // some, some, depth)
+    apart = [g.transpose(g.reshape(part, split), (1, 2, 0, 3)) for part in parts]
 
-    def body(names: Sequence[str]) -> str:
-        some, vertical, horizontal = names
-        bias = g.add(
-            g.reshape(vertical, (heads, queries, side, 1)),
-            g.reshape(horizontal, (heads, queries, 1, side)),
-        )
-        bias = g.reshape(bias, (1, heads, queries, tokens))
-        some = g.reshape(some, (1, heads, queries, depth))
-        out = g.node("Attention", some, key, value, bias, scale=depth**-0.5)
-        return g.reshape(out, (heads, queries, depth))
+    def attend(names: Sequence[str]) -> str:
+        query, *pair = names
+        key, value = (g.reshape(part, (1, some, tokens, depth)) for part in pair)
+        across = g.matmul(g.reshape(query, (some, side, side, 1, depth)), by_column)
+        across = g.transpose(g.reshape(across, (some, steps, queries, side)), (1, 0, 2, 3))
+        query = g.transpose(g.reshape(query, (some, steps, queries, depth)), (1, 0, 2, 3))
+        down = g.matmul(g.reshape(query, (steps, some, rows, side, depth)), by_row)
+        down = g.reshape(down, (steps, some, queries, side))
 
-    slices = [(heads, queries, size) for size in (depth, side, side, depth)]
-    attended = g.scan([query, by_row, by_column], slices, body)
-    return g.reshape(g.transpose(attended, (0, 2, 1, 3)), (1, tokens, dim))
+        def step(names: Sequence[str]) -> str:
+            few, vertical, horizontal = names
+            bias = g.add(
+                g.reshape(vertical, (some, queries, side, 1)),
+                g.reshape(horizontal, (some, queries, 1, side)),
+            )
+            bias = g.reshape(bias, (1, some, queries, tokens))
+            few = g.reshape(few, (1, some, queries, depth))
+            out = g.node("Attention", few, key, value, bias, scale=depth**-0.5)
+            return g.reshape(out, (some, queries, depth))
+
+        slices = [(some, queries, size) for size in (depth, side, side, depth)]
+        return g.scan([query, down, across], slices, step)
+
+    shapes = [*[(some, tokens, depth)] * 3, (steps, some, queries, depth)]
+    attended = g.scan(apart, shapes, attend)
+    return g.reshape(g.transpose(attended, (1, 3, 0, 2, 4)), (1, tokens, dim))
 
 
 @dataclass(frozen=True)
