@@ -56,7 +56,8 @@ REMARKS = """
 - "The process died": the time given to the call was over while the row was still compiling.
 - Results marked "-dirty" were measured on a copy of this tree laid over another checkout; several
   of them shared one host's processors, which slows down what waits for Python.
-- The GELU of the rows with an epilogue, and of the package's fast encoder, is GELU's tanh form, the epilogue that cuBLASLt has.
+- The GELU of the rows with an epilogue, and of the package's fast encoder, is GELU's tanh form,
+  the epilogue that cuBLASLt has.
 - A former kernel for windows, SDPA with the bias as a mask, gave NaN under bf16 and torch.compile
   on this device and is gone: folded and triton are faster everywhere. The likely cause: a mask
   of 196 columns is padded to an aligned row and sliced again; the compiler leaves the padding
