@@ -35,7 +35,7 @@ from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.files import write_json, write_text
 from adalora_qat.model.fast_attention import install_best
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
-from adalora_qat.model.tiny_vit import TinyViT
+from adalora_qat.model.tiny_vit import TRITON, TinyViT
 from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
@@ -232,9 +232,12 @@ class Training:
             recompute_activations(segmenter)
         if device.type == "cuda":
             segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        kernel = None
+        kernel, dtype = None, autocast_dtype(self.config.precision)
         if self.config.attention == "auto":
-            kernel = install_best(segmenter, device, autocast_dtype(self.config.precision))
+            kernel = install_best(segmenter, device, dtype)
+        if isinstance(segmenter.image_encoder, TinyViT) and TRITON:
+            # Its windows choose for themselves.
+            kernel = "triton" if device.type == "cuda" and dtype != torch.float32 else None
         train, val = self._dataset(segmenter, "train"), self._dataset(segmenter, "val")
         entry = entry_for(
             segmenter,
