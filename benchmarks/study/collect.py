@@ -111,6 +111,7 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
         ),
         "tabulated_on": describe_machine(),
     }
+    summary = _finite(summary)
     write_json(out / "summary.json", summary)
     write_page(summary, rows, out)
 
@@ -242,8 +243,13 @@ def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
     ]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """Return plain values with null for what is not a number."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without_root(job: dict[str, Any], root: Path) -> dict[str, Any]:
