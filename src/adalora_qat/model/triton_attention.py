@@ -408,10 +408,8 @@ def _forward_kernel(
         row = tl.load(terms, mask=inside, other=0).to(tl.float32) * LOG2E
     for y in range(0, G, R):
         spot = (top + y + down) * E + left + x
-        if ROWS:
-            real = x < G
-        else:
-            real = (y + down < G) & (x < G) & (top + y + down < E) & (left + x < E)
+        # Off the window a slot is masked, off the grid it is padding: both load padding.
+        real = (y + down < G) & (x < G) & (top + y + down < E) & (left + x < E)
         key = _load(base + C, spot, real, pad + C, 3 * C, D, not ROWS)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * (SCALE * LOG2E)
         score += columns
