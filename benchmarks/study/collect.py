@@ -28,7 +28,8 @@ import pandas as pd
 from plan import PLAN, Row, read_plan
 from tables import write_page
 
-from adalora_qat.evaluate.statistics import compare, holm_adjusted, verdict
+from adalora_qat.evaluate.comparison import Comparison, verdict
+from adalora_qat.evaluate.statistics import compare, holm_adjusted
 from adalora_qat.files import write_json, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -208,39 +209,60 @@ def seed_mean(group: list[Evaluation]) -> pd.DataFrame:
 
 
 def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
-    """Compare every row with decoder fine-tuning, and every quantized row with its PTQ."""
+    """Compare rows with their baseline, stage 1 and PTQ; one Holm family a question and set."""
     groups = {group[0].key: group for group in _groups(found)}
-    family = []
+    families: dict[tuple[str, str], list[tuple[Any, Any, Comparison]]] = {}
     for key, group in groups.items():
-        row, stage, dataset, box = key
-        others = [(BASELINE, "stage1", dataset, box)]
-        if stage in ("ptq", "stage2") and group[0].row.stage1:
-            others.append((group[0].row.stage1, "stage1", dataset, box))
-        if stage == "stage2":
-            others.append((row, "ptq", dataset, box))
-        for other in others:
+        for question, other in _questions(key, group[0].row):
             if other in groups and other != key:
-                a = seed_mean(group).assign(model=" ".join((row, stage)))
+                a = seed_mean(group).assign(model=" ".join(key[:2]))
                 b = seed_mean(groups[other]).assign(model=" ".join(other[:2]))
-                family.append((key, other, compare(a, b, "dsc", missing="drop")))
-    adjusted = holm_adjusted([each for _, _, each in family])
+                made = compare(a, b, "dsc", missing="drop")
+                families.setdefault((question, key[2]), []).append((key, other, made))
     return [
-        {
-            "row": "/".join(key),
-            "against": "/".join(other),
-            "n": found_.n,
-            "mean_difference": found_.mean_difference,
-            "ci": [found_.ci_low, found_.ci_high],
-            "wilcoxon_p_holm": _finite(found_.wilcoxon_p_holm),
-            "rank_biserial": _finite(found_.wilcoxon.rank_biserial),
-            "tost_p_holm": _finite(found_.tost_p_holm),
-            "margin": found_.margin,
-            "equivalent": found_.equivalent,
-            "noninferior": found_.noninferior,
-            "verdict": verdict(found_),
-        }
-        for (key, other, _), found_ in zip(family, adjusted, strict=True)
+        _comparison(question, key, other, each)
+        for (question, _), members in families.items()
+        for (key, other, _), each in zip(
+            members, holm_adjusted([made for _, _, made in members]), strict=True
+        )
     ]
+
+
+def _questions(
+    key: tuple[str, str, str, str], row: Row
+) -> Iterator[tuple[str, tuple[str, str, str, str]]]:
+    _, stage, dataset, box = key
+    source = row.data.removeprefix("only-")
+    baseline = BASELINE if row.data == "main" else f"{source}-decoder"
+    yield "against decoder fine-tuning", (baseline, "stage1", dataset, box)
+    if box == "none":
+        # A model that takes no box against one that has the oracle's: said in the verdict.
+        yield "against decoder fine-tuning", (baseline, "stage1", dataset, "oracle")
+    if stage in ("ptq", "stage2"):
+        yield "against stage 1", (row.stage1 or row.name, "stage1", dataset, box)
+    if stage == "stage2":
+        yield "against PTQ", (row.name, "ptq", dataset, box)
+
+
+def _comparison(question: str, key: Any, other: Any, made: Comparison) -> dict[str, Any]:
+    return {
+        "question": question,
+        "row": "/".join(key),
+        "against": "/".join(other),
+        "n": made.n,
+        "mean_difference": made.mean_difference,
+        "ci": [made.ci_low, made.ci_high],
+        "wilcoxon_p": made.wilcoxon.p,
+        "wilcoxon_p_holm": made.wilcoxon_p_holm,
+        "rank_biserial": made.wilcoxon.rank_biserial,
+        "tost_p": made.tost_p,
+        "tost_p_holm": made.tost_p_holm,
+        "noninferiority_p_holm": made.noninferiority_p_holm,
+        "margin": made.margin,
+        "equivalent": made.equivalent,
+        "noninferior": made.noninferior,
+        "verdict": verdict(made),
+    }
 
 
 def _finite(value: Any) -> Any:

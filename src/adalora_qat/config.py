@@ -300,8 +300,8 @@ class RunConfig(Section):
     """Precision of the forward pass; Λ, scales and optimizer state stay FP32. ``tf32`` is FP32
     with products of 10-bit mantissas on GPUs that have them, and FP32 elsewhere."""
     attention: Literal["auto", "sdpa"] = "auto"
-    """How a ViT encoder attends on a GPU in half precision: ``auto`` takes this package's
-    kernels, which never hold the relative-position bias; ``sdpa`` is transformers' own way."""
+    """How an encoder attends on a GPU in half precision: ``auto`` takes this package's kernels
+    (a SAM ViT's never hold the relative-position bias); ``sdpa`` is PyTorch's own way."""
     compile: bool = False
     """Compile the model and its loss; on one GPU, where a step is short, as CUDA graphs."""
     gradient_checkpointing: bool = False

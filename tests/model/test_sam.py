@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from adalora_qat.model.sam import Segmenter, random_segmenter
+from adalora_qat.model.tiny_vit import TinyViT, WindowAttention, fuse_windows
 
 
 def _inputs() -> tuple[Tensor, Tensor]:
@@ -62,3 +63,12 @@ def test_the_switch_of_precision_compiles_in_one_graph() -> None:
             wanted, _ = segmenter.decode(embeddings, boxes)
             logits, _ = decode(embeddings, boxes)
         torch.testing.assert_close(logits, wanted)
+
+
+def test_windows_take_the_kernel_only_where_they_may() -> None:
+    encoder = random_segmenter("tiny-test", 0).image_encoder
+    assert isinstance(encoder, TinyViT)
+    windows = [m for m in encoder.modules() if isinstance(m, WindowAttention)]
+    assert windows and all(each.fused for each in windows)
+    fuse_windows(encoder, False)
+    assert not any(each.fused for each in windows)

@@ -118,6 +118,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
+        # Whether a GPU may take this package's kernel in half precision.
+        self.fused = True
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -130,7 +132,7 @@ class WindowAttention(nn.Module):
         # The checkpoint interleaves q, k, v by head: (A, 3, D/A), not (3, A, D/A).
         qkv = self.qkv(self.norm(x))
         bias = self.attention_biases[:, self.attention_bias_index]
-        if _triton_serves(qkv, bias, dim // self.heads):
+        if self.fused and _triton_serves(qkv, bias, dim // self.heads):
             # Imported where it is used: the CPU build of torch comes without Triton.
             from adalora_qat.model.triton_windows import window_attention
 
@@ -247,6 +249,13 @@ class TinyViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, S, S) to embeddings (B, 256, S', S')."""
         return self.trunk(self.stem(images))
+
+
+def fuse_windows(encoder: TinyViT, fused: bool) -> None:
+    """Let the windows of an encoder take this package's kernel on a GPU, or not."""
+    for module in encoder.modules():
+        if isinstance(module, WindowAttention):
+            module.fused = fused
 
 
 def _triton_serves(qkv: Tensor, bias: Tensor, width: int) -> bool:

@@ -35,7 +35,7 @@ from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.files import write_json, write_text
 from adalora_qat.model.fast_attention import install_best
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
-from adalora_qat.model.tiny_vit import TRITON, TinyViT
+from adalora_qat.model.tiny_vit import TRITON, TinyViT, fuse_windows
 from adalora_qat.model.weights import build
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
@@ -235,9 +235,11 @@ class Training:
         kernel, dtype = None, autocast_dtype(self.config.precision)
         if self.config.attention == "auto":
             kernel = install_best(segmenter, device, dtype)
-        if isinstance(segmenter.image_encoder, TinyViT) and TRITON:
-            # Its windows choose for themselves.
-            kernel = "triton" if device.type == "cuda" and dtype != torch.float32 else None
+        if isinstance(segmenter.image_encoder, TinyViT):
+            fused = self.config.attention == "auto" and TRITON
+            fuse_windows(segmenter.image_encoder, fused)
+            served = fused and device.type == "cuda" and dtype != torch.float32
+            kernel = "triton" if served else None
         train, val = self._dataset(segmenter, "train"), self._dataset(segmenter, "val")
         entry = entry_for(
             segmenter,
