@@ -99,7 +99,7 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
     for name in dict.fromkeys(each.row.name for each in found):
         _write_cases([each for each in found if each.row.name == name], out / "cases")
     jobs = json.loads((root / "jobs.json").read_text("utf-8"))
-    write_json(out / "jobs.json", {n: _without_root(j, root) for n, j in sorted(jobs.items())})
+    write_json(out / "jobs.json", {n: _without_root(j) for n, j in sorted(jobs.items())})
     write_json(out / "training.json", training(root, rows))
     summary = {
         "rows": [_summary(group) for group in _groups(found)],
@@ -187,8 +187,24 @@ def _summary(group: list[Evaluation]) -> dict[str, Any]:
         "by_target": {
             str(target): float(part["dsc"].mean()) for target, part in pooled.groupby("target")
         },
+        "cardiothoracic_ratio": _ratio(pooled),
         "by_seed": {str(seed): means for seed, means in by_seed.items()},
         "facts": first.facts,
+    }
+
+
+def _ratio(cases: pd.DataFrame) -> dict[str, float] | None:
+    """Return how nearly predicted cardiothoracic ratios are the true ones, where there are any."""
+    known = cases.dropna(subset=["ctr_truth", "ctr_prediction"])
+    if known.empty:
+        return None
+    error = known["ctr_prediction"] - known["ctr_truth"]
+    return {
+        "n": len(known),
+        "truth_mean": float(known["ctr_truth"].mean()),
+        "bias": float(error.mean()),
+        "mean_absolute_error": float(error.abs().mean()),
+        "sd_of_error": float(error.std(ddof=1)),
     }
 
 
@@ -232,6 +248,8 @@ def _questions(
     key: tuple[str, str, str, str], row: Row
 ) -> Iterator[tuple[str, tuple[str, str, str, str]]]:
     _, stage, dataset, box = key
+    if row.targets != ("lung",):
+        return  # no other row has these masks
     source = row.data.removeprefix("only-")
     baseline = BASELINE if row.data == "main" else f"{source}-decoder"
     yield "against decoder fine-tuning", (baseline, "stage1", dataset, box)
@@ -274,13 +292,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _without_root(job: dict[str, Any], root: Path) -> dict[str, Any]:
+def _without_root(job: dict[str, Any]) -> dict[str, Any]:
     """Return a job with its commands as anyone would type them."""
-    for name, value in job.items():
-        if name == "commands":
-            words = (c.replace(job.get("root", str(root)), "ROOT") for c in value)
-            return {**{k: v for k, v in job.items() if k != "root"}, "commands": list(words)}
-    return job
+    commands = job.get("commands")
+    if not commands:
+        return job
+    root = commands[0].partition(" --data ")[2].partition("/data/")[0]
+    return {**job, "commands": [command.replace(root, "ROOT") for command in commands]}
 
 
 def main() -> None:

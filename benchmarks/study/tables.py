@@ -189,7 +189,15 @@ class Page:
         entry = self.find("organs", box="oracle")
         if entry is None:
             return "Not run."
-        return _table(("Organ", "DSC"), [(k, _four(v)) for k, v in entry["by_target"].items()])
+        table = _table(("Organ", "DSC"), [(k, _four(v)) for k, v in entry["by_target"].items()])
+        ratio = entry["cardiothoracic_ratio"]
+        if ratio is None:
+            return table
+        return (
+            f"{table}\n\nCardiothoracic ratio of {ratio['n']} films (true mean "
+            f"{ratio['truth_mean']:.3f}): bias {ratio['bias']:+.4f}, mean absolute error "
+            f"{ratio['mean_absolute_error']:.4f}, sd of the error {ratio['sd_of_error']:.4f}."
+        )
 
 
 def write_page(summary: Entry, rows: dict[str, Row], out: Path) -> None:
@@ -209,7 +217,9 @@ def write_page(summary: Entry, rows: dict[str, Row], out: Path) -> None:
     for title, words, table in parts:
         text += [f"## {title}", "", words, "", table(), ""]
     text += ["## Not run", "", ", ".join(missing) if missing else "Nothing is missing.", ""]
-    verdicts = [f"- {c['verdict']}" for c in summary["comparisons"] if "/test/" in c["row"]]
+    verdicts = [
+        f"- `{c['row']}`: {c['verdict']}" for c in summary["comparisons"] if "/test/" in c["row"]
+    ]
     text += ["## Verdicts", "", TEXT["verdicts"], "", *verdicts, ""]
     write_text(out / "README.md", "\n".join(text))
 
@@ -219,8 +229,11 @@ TEXT = {
     "which `benchmarks/study/collect.py` made. LiteMedSAM at 256 px, JSRT + Shenzhen, 645 / 81 / "
     "80 images, every metric at the original size. Commands, seconds and machines stand in "
     "`jobs.json` and `training.json`, every case in `cases/`. Columns headed “paper” are quoted: "
-    "other images, another backbone. These are simulations of the integers in PyTorch; the "
-    "runtime's own figures stand in the model card and in `results/shipped`.",
+    "other images, another backbone. Quantized rows are simulations of the integers in PyTorch; "
+    "the runtime's own figures stand in `results/runtime` and in the model card. The provenance "
+    "names the checkout that the GPU machine's copy came from; the trees were 340e279, and b70f305 "
+    "for `adalora` and what starts from it, `auto` and `w4a8`. `attention: sdpa` there did not yet "
+    "switch off TinyViT's own window kernel, which the bf16 runs had.",
     "table1": "Boxes: `oracle` is drawn from the true mask; `none` means that the model takes no "
     "box. Baselines are trained from random weights: ImageNet weights could not be had.",
     "table3": "Trainable parameters as counted from the model after pruning, against the whole "
