@@ -16,10 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-STUDIES = (
-    ("Real radiographs (JSRT and Shenzhen), LiteMedSAM", "results/jsrt_shenzhen/summary.json"),
-    ("Phantoms (`make demo`)", "results/demo/summary.json"),
-)
+STUDY, RUNTIME = "results/study/summary.json", "results/runtime/summary.json"
+STUDIES = (("Phantoms (`make demo`)", "results/demo/summary.json"),)
+# Rows of the study that the README shows, in order; the last of a row's stages counts.
+SHOWN = (
+    "zero-shot", "decoder-only", "lora-r8-encoder", "adalora", "full-qat", "int8-all", "w4a8",
+    "auto", "full-finetuning", "nnunet", "unet", "deeplabv3plus", "segformer",
+)  # fmt: skip
 ROWS = {
     "zero_shot": "Zero-shot, pretrained weights",
     "decoder_only": "Decoder fine-tuning, FP32",
@@ -40,6 +43,15 @@ VERSIONS = ("python", "torch", "onnxruntime")
 def results_text(root: Path) -> tuple[str, list[str]]:
     """Return the Markdown between the markers, and a note for each summary that is absent."""
     parts, notes = [], []
+    made = (("Real radiographs (JSRT and Shenzhen)", STUDY, radiographs_text),
+            ("The INT8 runtime on the same films", RUNTIME, runtime_text))  # fmt: skip
+    for title, name, text in made:
+        file = root / name
+        if file.is_file():
+            parts.append(f"**{title}**\n\n{text(json.loads(file.read_text('utf-8')))}")
+        else:
+            parts.append(f"**{title}**: not yet run.")
+            notes.append(f"{name} is absent: its table says 'not yet run'")
     for title, name in STUDIES:
         file = root / name
         if file.is_file():
@@ -59,6 +71,84 @@ def study_text(title: str, summary: Mapping[str, Any]) -> str:
     lines += [speed] if speed else []
     lines += [_origin(summary)]
     return "\n\n".join([f"**{title}**{_cases(summary)}", *(line for line in lines if line)])
+
+
+def radiographs_text(summary: Mapping[str, Any]) -> str:
+    """Return the study's rows: the test split with its box, and the other hospitals' films."""
+    lines = [
+        "| model | box | seeds | Dice | JSRT | Shenzhen | other hospitals | MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in SHOWN:
+        own, other = _entry(summary, name, "test"), _entry(summary, name, "external")
+        if own is None:
+            continue
+        sources = [f"{own['by_source'][s]['dice_mean']:.4f}" for s in ("jsrt", "shenzhen")]
+        size = own["facts"].get("bytes")
+        cells = [
+            own["title"], own["box"], str(len(own["seeds"])), f"{own['dice_mean']:.4f}", *sources,
+            f"{other['dice_mean']:.4f}" if other else "–", f"{size / 1e6:.1f}" if size else "–",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    crossed = [_crossing(summary, name) for name in ("int8", "full", "decoder", "unet")]
+    told = "; ".join(each for each in crossed if each)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Mean Dice of 80 test films (24 JSRT, 56 Shenzhen) and of 72 films of two sets that "
+            "were never trained on. Quantized rows are PyTorch simulations of the integers.",
+            "",
+            f"Trained in one hospital, tested in the other, mean of both ways: {told}.",
+            "",
+            "Every row, statistics, boxes and commands: [results/study](results/study/README.md).",
+        ]
+    )
+
+
+def _entry(summary: Mapping[str, Any], row: str, dataset: str) -> Mapping[str, Any] | None:
+    for stage in ("stage2", "ptq", "stage1"):
+        for box in ("oracle", "none"):
+            for entry in summary["rows"]:
+                found = tuple(entry[key] for key in ("row", "stage", "set", "box"))
+                if found == (row, stage, dataset, box):
+                    return entry  # type: ignore[no-any-return]
+    return None
+
+
+def _crossing(summary: Mapping[str, Any], name: str) -> str | None:
+    there, back = (_entry(summary, f"{source}-{name}", "test") for source in ("jsrt", "shenzhen"))
+    if there is None or back is None:
+        return None
+    dice = [
+        entry["by_source"][other]["dice_mean"]
+        for entry, other in ((there, "shenzhen"), (back, "jsrt"))
+    ]
+    title = "INT8 everywhere" if name == "int8" else there["title"]
+    return f"{title} {sum(dice) / 2:.4f}"
+
+
+def runtime_text(summary: Mapping[str, Any]) -> str:
+    """Return the ONNX files' accuracy beside the stage 1 they came from."""
+    lines = [
+        "| file | MB | Dice ± sd | JSRT | Shenzhen | minus FP32 stage 1 [95 % CI] | parity gate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["rows"]:
+        against = row["against"]["stage 1"]
+        low, high = against["ci"]
+        lines.append(
+            f"| {row['row']} | {row['onnx_bytes'] / 1e6:.1f} | {row['dice_mean']:.4f} ± "
+            f"{row['dice_sd']:.4f} | {row['by_source']['jsrt']:.4f} | "
+            f"{row['by_source']['shenzhen']:.4f} | {against['mean_difference']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}] | {'passed' if row['gate'] == 'passed' else 'refused'} |"
+        )
+    machine = summary["measured_on"]
+    made = (
+        f"ONNX Runtime on {machine['processor']}, {machine['cores']} cores, oracle boxes, commit "
+        f"`{machine['commit']}`."
+    )
+    return "\n".join([*lines, "", made])
 
 
 def between_markers(text: str, inside: str) -> str:

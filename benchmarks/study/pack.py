@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
+from adalora_qat.config import ExportConfig
 from adalora_qat.data.splits import read_manifest, records_of
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.run import deployable, parity_cases
@@ -33,7 +34,14 @@ def pack_stage(run: Path, stage: str) -> Path:
     return path
 
 
-def export(packed: Path, run: RunFolder, data: Path, out: Path, every: int = 1) -> None:
+def export(
+    packed: Path,
+    run: RunFolder,
+    data: Path,
+    out: Path,
+    every: int = 1,
+    gate: ExportConfig | None = None,
+) -> None:
     """Export a packed model; every ``every``-th validation image passes the parity gate."""
     config = run.config
     skeleton = random_segmenter(config.model.variant, 0, side=config.model.side)
@@ -48,7 +56,7 @@ def export(packed: Path, run: RunFolder, data: Path, out: Path, every: int = 1) 
             parity_cases(records, config.data, skeleton.variant.frame),
             policy=config.quantize.policy,
             sources={packed.name: sha256_file(packed)},
-            gate=config.export,
+            gate=gate or config.export,
             progress=lambda done, _, what: bars.update(task, completed=done, description=what),
         )
 

@@ -36,9 +36,10 @@ def tables() -> ModuleType:
 
 def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
     text, notes = tables.results_text(tmp_path)
-    assert text.count("not yet run") == 2
+    assert text.count("not yet run") == 3
     assert [note.split()[0] for note in notes] == [
-        "results/jsrt_shenzhen/summary.json",
+        "results/study/summary.json",
+        "results/runtime/summary.json",
         "results/demo/summary.json",
     ]
     assert "|" not in text
@@ -49,13 +50,40 @@ def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(SUMMARY))
     text, notes = tables.results_text(tmp_path)
-    assert len(notes) == 1
+    assert len(notes) == 2
     assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
     assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
     assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
     assert "48 a layer before pruning, 32.0 on average after it (24 to 40 over 2 layers)" in text
     assert "120 in all (stage1 100, stage2 20)" in text
     assert "commit `0123456789ab-dirty`" in text
+
+
+def test_the_study_shows_rows_that_ran(tables: ModuleType, tmp_path: Path) -> None:
+    def entry(row: str, stage: str, dataset: str, box: str, dice: float) -> dict[str, object]:
+        sources = {s: {"n": 1, "dice_mean": dice} for s in ("jsrt", "shenzhen")}
+        return {
+            "row": row, "title": row.upper(), "stage": stage, "set": dataset, "box": box,
+            "seeds": [0, 1], "dice_mean": dice, "by_source": sources,
+            "facts": {"bytes": 10_500_000},
+        }  # fmt: skip
+
+    rows = [
+        entry("int8-all", "ptq", "test", "oracle", 0.91),
+        entry("int8-all", "stage2", "test", "oracle", 0.92),
+        entry("nnunet", "stage1", "test", "none", 0.93),
+        entry("nnunet", "stage1", "external", "none", 0.8),
+        entry("jsrt-int8", "stage2", "test", "oracle", 0.94),
+        entry("shenzhen-int8", "stage2", "test", "oracle", 0.96),
+    ]
+    file = tmp_path / "results" / "study" / "summary.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"rows": rows}))
+    text, _ = tables.results_text(tmp_path)
+    assert "| INT8-ALL | oracle | 2 | 0.9200 | 0.9200 | 0.9200 | – | 10.5 |" in text
+    assert "| NNUNET | none | 2 | 0.9300 | 0.9300 | 0.9300 | 0.8000 | 10.5 |" in text
+    assert "INT8 everywhere 0.9500." in text
+    assert "DeepLab" not in text
 
 
 def test_only_what_is_between_the_markers_changes(tables: ModuleType) -> None:

@@ -1,0 +1,118 @@
+"""The study's quantized models as they ship: ONNX Runtime on the CPU, on the test split.
+
+    python benchmarks/study/runtime.py ROOT DATA --rows full-qat int8-all w4a8 --out results/runtime
+
+takes ``ROOT/runs/ROW-s0/stage2/packed.safetensors`` (``run.py`` wrote it), exports each behind the
+parity gate, evaluates the file with oracle boxes at the original size, and compares case by case
+with the PyTorch stage 1 that it came from and with decoder fine-tuning, which ``ROOT/evaluations``
+hold. Writes ``summary.json`` and one per-case table a row. A model that the gate refuses is
+reported as refused, and measured all the same, from a file that is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from collect import KEPT, _finite
+from pack import PACKED, export
+from plan import read_plan
+from rich.progress import Progress
+
+from adalora_qat.checkpoint import RunFolder
+from adalora_qat.config import ExportConfig
+from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.errors import ExportError
+from adalora_qat.evaluate.cases import evaluate_cases
+from adalora_qat.evaluate.statistics import compare, verdict
+from adalora_qat.export.runtime import OnnxPredictor
+from adalora_qat.files import sha256_file, write_json, write_text
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from _machine import describe_machine
+
+TARGET = "lung"
+
+
+def exported(run: RunFolder, data: Path, every: int) -> tuple[Path, str | None]:
+    """Export a run's packed stage 2; return the file, and what the gate said if it refused."""
+    packed, file = run.stage("stage2") / PACKED, run.path / "runtime.onnx"
+    try:
+        export(packed, run, data, file, every)
+        return file, None
+    except ExportError as refused:
+        export(packed, run, data, file, every, ExportConfig(min_dice=0, min_pixel_agreement=0))
+        return file, str(refused)
+
+
+def measured(row: str, root: Path, data: Path, out: Path, every: int) -> dict[str, Any]:
+    """Export, evaluate and compare one row."""
+    run = RunFolder.open(root / "runs" / f"{row}-s0")
+    file, refused = exported(run, data, every)
+    records = records_of(read_manifest(data), "test", TARGET)
+    predictor = OnnxPredictor(file, name=f"{row}, ONNX Runtime")
+    with Progress() as bars:
+        task = bars.add_task(row, total=len(records))
+        cases = evaluate_cases(
+            predictor, records, [TARGET], "oracle",
+            progress=lambda done, _, what: bars.update(task, completed=done, description=what),
+        )  # fmt: skip
+    kept = cases[["id", "source", *KEPT]]
+    write_text(out / f"{row}.csv", kept.to_csv(index=False, float_format="%.5g"))
+    plan = read_plan()
+    others = {"stage 1": plan[row].stage1 or row, "decoder fine-tuning": "decoder-only"}
+    found = {
+        name: _compared(cases, root / "evaluations" / f"{other}-s0" / "stage1_test_oracle")
+        for name, other in others.items()
+    }
+    parity = predictor.metadata.parity
+    return {
+        "row": row,
+        "dice_mean": float(cases["dsc"].mean()),
+        "dice_sd": float(cases["dsc"].std(ddof=1)),
+        "by_source": {str(s): float(p["dsc"].mean()) for s, p in cases.groupby("source")},
+        "n": len(cases),
+        "onnx_bytes": file.stat().st_size,
+        "packed_sha256": sha256_file(run.stage("stage2") / PACKED),
+        "parity": dict(parity),
+        "gate": refused or "passed",
+        "against": found,
+    }
+
+
+def _compared(cases: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    found = compare(cases, pd.read_parquet(folder / "cases.parquet"), "dsc")
+    return {
+        "mean_difference": found.mean_difference,
+        "ci": [found.ci_low, found.ci_high],
+        "tost_p": found.tost_p,
+        "noninferiority_p": found.noninferiority_p,
+        "verdict": verdict(found),
+    }
+
+
+def main() -> None:
+    """Measure the rows, one after another; write the summary after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", nargs="+", default=["full-qat", "int8-all", "w4a8"])
+    parser.add_argument("--every", type=int, default=4, help="parity: every n-th validation image")
+    parser.add_argument("--out", type=Path, default=Path("results/runtime"))
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for row in given.rows:
+        rows.append(measured(row, given.root, given.data, given.out, given.every))
+        summary = {
+            "command": "python benchmarks/study/runtime.py ROOT DATA " + " ".join(sys.argv[3:]),
+            "rows": rows,
+            "measured_on": describe_machine(),
+        }
+        write_json(given.out / "summary.json", _finite(summary))
+
+
+if __name__ == "__main__":
+    main()
