@@ -4,7 +4,7 @@ import numpy as np
 
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import random_segmenter
-from adalora_qat.reporting.embeddings import RememberingSegmenter, remembering
+from adalora_qat.reporting.embeddings import RememberingEncoder, remembering
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 255, (70, 90), dtype=np.uint8) for _ in range(3)]
@@ -20,13 +20,13 @@ def test_answers_are_the_same_to_the_bit_and_images_encoded_once() -> None:
             np.testing.assert_array_equal(one.logits, other.logits)
             np.testing.assert_array_equal(one.masks, other.masks)
             np.testing.assert_array_equal(one.scores, other.scores)
-    assert isinstance(kept.segmenter, RememberingSegmenter)
-    assert kept.segmenter.encoded == len(IMAGES)
+    assert isinstance(kept.encode, RememberingEncoder)
+    assert kept.encode.encoded == len(IMAGES)
 
 
 def test_no_more_is_kept_than_was_asked() -> None:
     kept = remembering(random_segmenter("tiny-test", 0), "kept", most=2)
     for image in [*IMAGES, IMAGES[2], IMAGES[0]]:
         kept.predict(image, BOXES[0])
-    assert isinstance(kept.segmenter, RememberingSegmenter)
-    assert kept.segmenter.encoded == 4  # the first was dropped for the third
+    assert isinstance(kept.encode, RememberingEncoder)
+    assert kept.encode.encoded == 4  # the first was dropped for the third

@@ -38,7 +38,7 @@ class TorchPredictor:
     ) -> None:
         self.segmenter = segmenter.eval()
         self._name = name
-        self._encode = encode
+        self.encode = encode or self.segmenter.encode
 
     @property
     def name(self) -> str:
@@ -60,8 +60,7 @@ class TorchPredictor:
         """Encode an image and return a function of its boxes; see ``EncodesOnce``."""
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
-        encode = self._encode or self.segmenter.encode
-        embeddings = encode(torch.from_numpy(pixels)[None].to(device)).to(torch.float32)
+        embeddings = self.encode(torch.from_numpy(pixels)[None].to(device)).to(torch.float32)
         return partial(self._decode, embeddings, frame_map)
 
     @torch.inference_mode()
