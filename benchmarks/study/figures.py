@@ -1,0 +1,105 @@
+"""The study's figures, from ``summary.json`` and ``training.json`` alone: no film is in them.
+
+    python benchmarks/study/figures.py results/study --readme docs/images/study.png
+
+``accuracy.png`` (and .svg): every model on films of the hospitals it was trained on, and on others,
+beside its size. ``ranks.png``: the ranks that one budget left in each layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adalora_qat.evaluate.figures import ranks_by_layer
+from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
+
+ROWS = (
+    "segformer", "deeplabv3plus", "nnunet", "unet", "zero-shot", "full-finetuning", "decoder-only",
+    "adalora", "full-qat", "auto",
+)  # fmt: skip
+
+
+def entry_of(
+    summary: dict[str, Any], row: str, dataset: str, boxes: tuple[str, ...] = ("oracle", "none")
+) -> dict[str, Any] | None:
+    """Return a row's last stage on a set, with one of the boxes."""
+    for stage in ("stage2", "ptq", "stage1"):
+        for entry in summary["rows"]:
+            fits = (entry["row"], entry["stage"], entry["set"]) == (row, stage, dataset)
+            if fits and entry["box"] in boxes:
+                return entry  # type: ignore[no-any-return]
+    return None
+
+
+def accuracy(summary: dict[str, Any], out: Path) -> None:
+    """Draw Dice on own and other hospitals' films, a line a model."""
+    found = [(entry_of(summary, r, "test"), entry_of(summary, r, "external")) for r in ROWS]
+    # The shipped model finds its own box, where the baselines take none.
+    found.append(
+        (entry_of(summary, "auto", "test", ("automatic",)),
+         entry_of(summary, "auto", "external", ("automatic",)))
+    )  # fmt: skip
+    pairs = [(own, other) for own, other in found if own is not None and other is not None]
+    with house_style():
+        figure = canvas(6.6, 0.6 + 0.32 * len(pairs))
+        axes = figure.subplots()
+        for place, (own, other) in enumerate(pairs):
+            ends = [own["dice_mean"], other["dice_mean"]]
+            axes.plot(ends, [place] * 2, color=FAINT, linewidth=1)
+            axes.plot(ends[0], place, "o", color=BLUE, label="" if place else "JSRT + Shenzhen")
+            axes.plot(
+                ends[1], place, "s", color=VERMILION, label="" if place else "other hospitals"
+            )
+            size = own["facts"].get("bytes")
+            words = f"{size / 1e6:.0f} MB" if size else ""
+            words += "" if own["box"] == "oracle" else ", no box given"
+            axes.annotate(
+                words, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5,
+                color=INK,
+            )  # fmt: skip
+        axes.set_yticks(range(len(pairs)), [_short(own["title"]) for own, _ in pairs])
+        axes.set_xlabel("mean Dice at the original size")
+        axes.legend(loc="upper left")
+        save_figure(figure, out / "accuracy")
+
+
+def _short(title: str) -> str:
+    names = {"+ full QAT": "AdaLoRA + full QAT (INT8)"}
+    return names.get(title, title.partition(":")[0] + (" (INT8)" if "Shipped" in title else ""))
+
+
+def ranks(training: dict[str, Any], out: Path, run: str = "adalora-s0") -> None:
+    """Draw the ranks of a run's layers, before training and after the last pruning."""
+    after = training[run]["ranks"]
+    rows = [
+        {"epoch": epoch, "layer": layer, "rank": rank}
+        for epoch, table in ((0, dict.fromkeys(after, 48)), (12, after))
+        for layer, rank in table.items()
+    ]
+    save_figure(ranks_by_layer(pd.DataFrame(rows)), out / "ranks")
+
+
+def main() -> None:
+    """Draw both."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--readme", type=Path, help="also put the first figure here, as PNG")
+    given = parser.parse_args()
+    summary = json.loads((given.out / "summary.json").read_text("utf-8"))
+    training = json.loads((given.out / "training.json").read_text("utf-8"))
+    accuracy(summary, given.out)
+    ranks(training, given.out)
+    for pdf in given.out.glob("*.pdf"):
+        pdf.unlink()
+    if given.readme:
+        shutil.copy(given.out / "accuracy.png", given.readme)
+
+
+if __name__ == "__main__":
+    main()
