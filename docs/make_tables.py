@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 STUDY, RUNTIME = "results/study/summary.json", "results/runtime/summary.json"
+SPEED, WARNINGS = "results/shipped/speed.json", "results/shipped/warnings.json"
 STUDIES = (("Phantoms (`make demo`)", "results/demo/summary.json"),)
 # Rows of the study that the README shows, in order; the last of a row's stages counts.
 SHOWN = (
@@ -44,7 +45,9 @@ def results_text(root: Path) -> tuple[str, list[str]]:
     """Return the Markdown between the markers, and a note for each summary that is absent."""
     parts, notes = [], []
     made = (("Real radiographs (JSRT and Shenzhen)", STUDY, radiographs_text),
-            ("The INT8 runtime on the same films", RUNTIME, runtime_text))  # fmt: skip
+            ("The INT8 runtime on the same films", RUNTIME, runtime_text),
+            ("The model that ships: time", SPEED, speed_text),
+            ("The model that ships: warnings", WARNINGS, warnings_text))  # fmt: skip
     for title, name, text in made:
         file = root / name
         if file.is_file():
@@ -149,6 +152,38 @@ def runtime_text(summary: Mapping[str, Any]) -> str:
         f"`{machine['commit']}`."
     )
     return "\n".join([*lines, "", made])
+
+
+def speed_text(summary: Mapping[str, Any]) -> str:
+    """Return what one film takes, from its file to the mask, and the first mask of a command."""
+    medians, every = summary["median_s"], summary["all_s"]
+    lines = [
+        f"- {name}: median {medians[key]:.2f} s, fastest {min(every[key]):.2f}, slowest "
+        f"{max(every[key]):.2f}"
+        for key, name in (("int8", "INT8"), ("pytorch_fp32", "PyTorch FP32, the same model"))
+    ]
+    first = sorted(summary["first_mask_s"])
+    machine = summary["measured_on"]
+    lines += [
+        f"- ratio of the medians {summary['ratio']:.2f}; first mask {first[len(first) // 2]:.2f} s "
+        "after the command was given",
+        f"- {machine['processor']}, {machine['cores']} cores, {summary['images']} films, "
+        f"{summary['rounds']} rounds in turn, no box",
+    ]
+    return "\n".join(lines)
+
+
+def warnings_text(summary: Mapping[str, Any]) -> str:
+    """Return how many images were warned of, by what was done to them."""
+    counts: dict[str, list[int]] = {}
+    for row in summary["rows"]:
+        chest = row["images"] not in ("photographs and text", "noise and ramps")
+        name = f"chests, {row['change']}" if chest else row["images"]
+        total = counts.setdefault(name, [0, 0])
+        total[0] += row["warned"]
+        total[1] += row["n"]
+    told = ", ".join(f"{name} {warned}/{n}" for name, (warned, n) in counts.items())
+    return f"Warned of: {told}. Chests are of hospitals that were not trained on."
 
 
 def between_markers(text: str, inside: str) -> str:

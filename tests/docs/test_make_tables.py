@@ -36,10 +36,12 @@ def tables() -> ModuleType:
 
 def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
     text, notes = tables.results_text(tmp_path)
-    assert text.count("not yet run") == 3
+    assert text.count("not yet run") == 5
     assert [note.split()[0] for note in notes] == [
         "results/study/summary.json",
         "results/runtime/summary.json",
+        "results/shipped/speed.json",
+        "results/shipped/warnings.json",
         "results/demo/summary.json",
     ]
     assert "|" not in text
@@ -50,7 +52,7 @@ def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(SUMMARY))
     text, notes = tables.results_text(tmp_path)
-    assert len(notes) == 2
+    assert len(notes) == 4
     assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
     assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
     assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
@@ -84,6 +86,16 @@ def test_the_study_shows_rows_that_ran(tables: ModuleType, tmp_path: Path) -> No
     assert "| NNUNET | none | 2 | 0.9300 | 0.9300 | 0.9300 | 0.8000 | 10.5 |" in text
     assert "INT8 everywhere 0.9500." in text
     assert "DeepLab" not in text
+
+
+def test_warnings_are_counted_over_hospitals(tables: ModuleType) -> None:
+    rows = [
+        {"images": "a", "change": "as it is", "n": 60, "warned": 1},
+        {"images": "b", "change": "as it is", "n": 12, "warned": 0},
+        {"images": "noise and ramps", "change": "as it is", "n": 5, "warned": 5},
+    ]
+    text = tables.warnings_text({"rows": rows})
+    assert "chests, as it is 1/72, noise and ramps 5/5" in text
 
 
 def test_only_what_is_between_the_markers_changes(tables: ModuleType) -> None:
