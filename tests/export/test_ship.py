@@ -35,9 +35,9 @@ from adalora_qat.model.sam import random_segmenter
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
     folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 14, seed=0, side=64)
+    write_phantoms(folder, 15, seed=0, side=64)
     found = sorted(read_source("phantom", folder).records, key=lambda record: record.id)
-    return {"train": found[:9], "val": found[9:12], "test": found[12:]}
+    return {"train": found[:9], "val": found[9:13], "test": found[13:]}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_card_holds_what_was_measured(made: Shipped) -> None:
     for row in made.rows:
         assert f"{row['dice_mean']:.4f} ± {row['dice_std']:.4f}" in card
     assert sha256_file(made.folder / MODEL) in card
-    assert "| phantom | 9 | 3 | 2 |" in card
+    assert "| phantom | 9 | 4 | 2 |" in card
     assert "{" not in card.replace("${", "")
 
 
@@ -85,8 +85,8 @@ def test_scores_are_calibrated_and_masks_those_of_the_automatic_prompt(made: Shi
     found = predict_automatically(predictor, image)
     low, high = calibration.expected[0], calibration.expected[-1]
     assert low - 1e-6 <= found.scores[0] <= high + 1e-6
-    # 3 images, each: two passes, four boxes, and two spoilt views with two passes.
-    assert calibration.cases == 3 * (2 + 4 + 2 * 2)
+    # 4 images, each: two passes, two boxes, and a spoilt view with two passes.
+    assert calibration.cases == 4 * (2 + 2 + 2)
     with pytest.raises(DataError, match="knows its limits already"):
         fit_assurance(predictor, [], [], "lung")
 
