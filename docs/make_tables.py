@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 STUDY, RUNTIME = "results/study/summary.json", "results/runtime/summary.json"
+ONE_THREAD = "results/speed/one_thread/litemedsam.json"
 SPEED, WARNINGS = "results/shipped/speed.json", "results/shipped/warnings.json"
 STUDIES = (("Phantoms (`make demo`)", "results/demo/summary.json"),)
 # Rows of the study that the README shows, in order; the last of a row's stages counts.
@@ -46,6 +47,7 @@ def results_text(root: Path) -> tuple[str, list[str]]:
     parts, notes = [], []
     made = (("Real radiographs (JSRT and Shenzhen)", STUDY, radiographs_text),
             ("The INT8 runtime on the same films", RUNTIME, runtime_text),
+            ("LiteMedSAM end to end, one thread", ONE_THREAD, latency_text),
             ("The model that ships: time", SPEED, speed_text),
             ("The model that ships: warnings", WARNINGS, warnings_text))  # fmt: skip
     for title, name, text in made:
@@ -150,6 +152,28 @@ def runtime_text(summary: Mapping[str, Any]) -> str:
     made = (
         f"ONNX Runtime on {machine['processor']}, {machine['cores']} cores, oracle boxes, commit "
         f"`{machine['commit']}`."
+    )
+    return "\n".join([*lines, "", made])
+
+
+def latency_text(summary: Mapping[str, Any]) -> str:
+    """Return the time, memory and size of each file, with its ratios to PyTorch and FP32 files."""
+    rows = summary["rows"]
+    against = [row["name"] for row in rows[:3]]
+    heads = "".join(f" × {name} |" for name in against)
+    lines = [f"| file | MB | median ms | peak MB |{heads}", f"|{'---|' * (4 + len(against))}"]
+    for row in rows:
+        ratios = "".join(
+            f" {rows[place]['median_s'] / row['median_s']:.2f} |" for place in range(len(against))
+        )
+        lines.append(
+            f"| {row['name']} | {row['size_bytes'] / 1e6:.1f} | {row['median_s'] * 1e3:.0f} | "
+            f"{row['peak_mb']:.0f} |{ratios}"
+        )
+    made = (
+        f"{summary['processor']}, {summary['threads']} thread, {summary['data']}, weights "
+        f"{summary['weights']}, commit `{summary['commit']}`. “ONNX none” is our own FP32 file, "
+        "rearranged like the INT8 ones."
     )
     return "\n".join([*lines, "", made])
 

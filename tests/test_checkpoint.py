@@ -9,7 +9,9 @@ from adalora_qat.checkpoint import (
     RunFolder,
     latest_checkpoint,
     load_model,
+    optimizer_tensors,
     read_tensors,
+    restore_optimizer,
     save_checkpoint,
     save_model,
     write_tensors,
@@ -80,3 +82,31 @@ def test_a_folder_with_other_things_is_not_taken_over(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, RunConfig())
     with pytest.raises(CheckpointError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_state_comes_back_in_the_parameters_own_layout(fused: bool) -> None:
+    def made() -> tuple[torch.nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+
+    def step(layer: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
+        image = torch.arange(4 * 64, dtype=torch.float32).view(1, 4, 8, 8).sin()
+        layer(image).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    layer, optimizer = made()
+    step(layer, optimizer)
+    # As a file gives them back: contiguous.
+    kept = optimizer_tensors(optimizer, dict(layer.named_parameters()))
+    kept = {name: tensor.detach().clone().contiguous() for name, tensor in kept.items()}
+    again, resumed = made()
+    again.load_state_dict(layer.state_dict())
+    restore_optimizer(resumed, dict(again.named_parameters()), kept)
+    state = resumed.state[again.weight]
+    assert state["exp_avg"].stride() == again.weight.stride()
+    step(layer, optimizer)
+    step(again, resumed)
+    assert torch.equal(layer.weight, again.weight)

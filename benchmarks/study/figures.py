@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from plan import read_plan
+from tables import Page
 
 from adalora_qat.evaluate.figures import ranks_by_layer
 from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
@@ -25,26 +27,13 @@ ROWS = (
 )  # fmt: skip
 
 
-def entry_of(
-    summary: dict[str, Any], row: str, dataset: str, boxes: tuple[str, ...] = ("oracle", "none")
-) -> dict[str, Any] | None:
-    """Return a row's last stage on a set, with one of the boxes."""
-    for stage in ("stage2", "ptq", "stage1"):
-        for entry in summary["rows"]:
-            fits = (entry["row"], entry["stage"], entry["set"]) == (row, stage, dataset)
-            if fits and entry["box"] in boxes:
-                return entry  # type: ignore[no-any-return]
-    return None
-
-
 def accuracy(summary: dict[str, Any], out: Path) -> None:
     """Draw Dice on own and other hospitals' films, a line a model."""
-    found = [(entry_of(summary, r, "test"), entry_of(summary, r, "external")) for r in ROWS]
+    page = Page(summary, read_plan())
+    found = [(page.first(row), page.first(row, dataset="external")) for row in ROWS]
     # The shipped model finds its own box, where the baselines take none.
-    found.append(
-        (entry_of(summary, "auto", "test", ("automatic",)),
-         entry_of(summary, "auto", "external", ("automatic",)))
-    )  # fmt: skip
+    own, other = (page.find("auto", set=name, box="automatic") for name in ("test", "external"))
+    found.append((own, other))
     pairs = [(own, other) for own, other in found if own is not None and other is not None]
     with house_style():
         figure = canvas(6.6, 0.6 + 0.32 * len(pairs))

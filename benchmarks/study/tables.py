@@ -59,9 +59,10 @@ class Page:
                     return entry
         return None
 
-    def first(self, row: str, stage: str | None = None) -> Entry | None:
+    def first(self, row: str, stage: str | None = None, dataset: str = "test") -> Entry | None:
         """Return the entry with the oracle box, or of a model that takes none."""
-        return self.find(row, stage, box="oracle") or self.find(row, stage, box="none")
+        boxes = (self.find(row, stage, set=dataset, box=box) for box in ("oracle", "none"))
+        return next((entry for entry in boxes if entry is not None), None)
 
     def segmentation(self) -> str:
         """Return Table 1: metrics of every model at the original size."""

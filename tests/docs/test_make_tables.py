@@ -36,10 +36,11 @@ def tables() -> ModuleType:
 
 def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
     text, notes = tables.results_text(tmp_path)
-    assert text.count("not yet run") == 5
+    assert text.count("not yet run") == 6
     assert [note.split()[0] for note in notes] == [
         "results/study/summary.json",
         "results/runtime/summary.json",
+        "results/speed/one_thread/litemedsam.json",
         "results/shipped/speed.json",
         "results/shipped/warnings.json",
         "results/demo/summary.json",
@@ -52,7 +53,7 @@ def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(SUMMARY))
     text, notes = tables.results_text(tmp_path)
-    assert len(notes) == 4
+    assert len(notes) == 5
     assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
     assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
     assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
@@ -86,6 +87,17 @@ def test_the_study_shows_rows_that_ran(tables: ModuleType, tmp_path: Path) -> No
     assert "| NNUNET | none | 2 | 0.9300 | 0.9300 | 0.9300 | 0.8000 | 10.5 |" in text
     assert "INT8 everywhere 0.9500." in text
     assert "DeepLab" not in text
+
+
+def test_ratios_are_to_the_first_three_files(tables: ModuleType) -> None:
+    def row(name: str, seconds: float) -> dict[str, object]:
+        return {"name": name, "size_bytes": 10**7, "median_s": seconds, "peak_mb": 200.4}
+
+    origin = {"processor": "P", "threads": 1, "data": "D", "weights": "W", "commit": "c"}
+    rows = [row("torch", 2.0), row("export", 1.5), row("ours", 1.0), row("int8", 0.5)]
+    text = tables.latency_text({"rows": rows, **origin})
+    assert "| int8 | 10.0 | 500 | 200 | 4.00 | 3.00 | 2.00 |" in text
+    assert "| torch | 10.0 | 2000 | 200 | 1.00 | 0.75 | 0.50 |" in text
 
 
 def test_warnings_are_counted_over_hospitals(tables: ModuleType) -> None:

@@ -77,6 +77,17 @@ def test_zero_epochs_of_stage2_are_ptq(tmp_path: Path, tiny: Tiny, phantoms: lis
     assert all(torch.equal(ptq[name], qat[name]) for name in ptq)
 
 
+def test_a_recipe_without_a_second_stage_ends_where_nothing_could_train(
+    tmp_path: Path, tiny: Tiny, phantoms: list[Record]
+) -> None:
+    frozen = ("stage1.encoder=frozen", "adapt.method=none", "quantize.policy=none")
+    run = train(tmp_path / "run", tiny(*frozen, "stage2.epochs=0"), phantoms)
+    first, last = (
+        load_model(run.stage(s) / MODEL_FILE)[0].state_dict() for s in ("stage1", "stage2")
+    )
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["kept features", "every image anew"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(
     tmp_path: Path, tiny: Tiny, phantoms: list[Record], kept: bool
