@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -401,6 +401,7 @@ SHARES: tuple[tuple[str, ...], ...] = (
         "inference: triton, bf16 weights, compile",
         "inference: triton, bf16 weights, compile, graph, gelu epilogue",
     ),
+    ("inference: the package's fast encoder",),
     ("inference: triton, bf16, compile", "inference: sdpa, bf16, compile"),
     (
         "inference: cudnn, bf16, compile",
@@ -430,10 +431,10 @@ def warm(seconds: float) -> None:
         choice.unlink()
 
 
-def compile_share(share: int) -> None:
-    """Run a share of rows for their compiled code alone."""
+def compile_share(share: int, chosen: Sequence[str]) -> None:
+    """Run a share of the chosen rows for their compiled code alone."""
     _references.update(inference=None, training=None)
-    for row in SHARES[share]:
+    for row in (row for row in SHARES[share] if row in chosen):
         with contextlib.suppress(Exception):
             run(row, {})
 
@@ -472,7 +473,7 @@ def main() -> None:
     rows = [r for r in rows if given.part in ("all", r.partition(":")[0])]
     rows = [r for r in rows if not given.only or any(part in r for part in given.only)]
     if given.share is not None:
-        compile_share(given.share)
+        compile_share(given.share, rows)
     elif given.worker:
         with contextlib.suppress(ImportError):
             use_best_tiles()

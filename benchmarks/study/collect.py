@@ -7,7 +7,8 @@
 ``write`` leaves per-case tables (``cases/ROW.csv``), ``training.json`` (validation by epoch,
 ranks, movement of Λ, provenance), ``jobs.json`` (commands, seconds, how each job ended),
 ``summary.json`` (means by row, seed and source, paired statistics) and the tables of
-``tables.py``. Only rows that ended are in it; the others are named as missing.
+``tables.py``. Only rows that ended are in it; the others are named as missing. Rows and seeds
+that ROOT lacks are taken over from the results that are there already.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _machine import describe_machine
 
 KEPT = ("dsc", "iou", "nsd_deepmind2d_2px", "nsd_medsam_2px", "hd95_px", "score")
+RATIOS = ("ctr_truth", "ctr_prediction")
 PARTS = (
     "jobs.json", "evaluations/*/*/cases.parquet", "evaluations/*/*/model.json",
+    "evaluations/*/*_degraded.csv",
     "runs/*/config.yaml", "runs/*/provenance.json", "runs/*/stage*/epochs.csv",
     "runs/*/epochs.csv", "runs/*/stage1/ranks.csv", "runs/*/stage1/ranks.json",
     "runs/*/stage2/lambda_movement.json", "logs/*.txt",
 )  # fmt: skip
+LABELS = ["seed", "stage", "set", "box"]
 BASELINE = "decoder-only"
 
 
@@ -92,15 +96,45 @@ def evaluations(root: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
         )
 
 
+def kept(out: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
+    """Yield the evaluations whose per-case tables are among the results, in the plan's order."""
+    told = _read(out / "summary.json").get("rows", [])
+    facts = {(e["row"], e["stage"], e["set"], e["box"]): e["facts"] for e in told}
+    for name, row in rows.items():
+        file = out / "cases" / f"{name}.csv"
+        if not file.is_file():
+            continue
+        whole = pd.read_csv(file, dtype={"id": str, "source": str, "target": str})
+        for (seed, stage, dataset, box), part in whole.groupby(LABELS, sort=False):
+            cases = part.drop(columns=["seed", "stage", "set"]).reset_index(drop=True)
+            cases = cases.reindex(columns=list(dict.fromkeys([*cases, *RATIOS])))
+            key = (name, str(stage), str(dataset), str(box))
+            yield Evaluation(row, int(seed), key[1], key[2], key[3], cases, facts.get(key, {}))
+
+
+def together(before: list[Evaluation], now: list[Evaluation], order: list[str]) -> list[Evaluation]:
+    """Return all evaluations, a new one in the place of an old one of the same kind."""
+    found = {(*each.key, each.seed): each for each in (*before, *now)}
+    return sorted(found.values(), key=lambda e: (order.index(e.row.name), e.seed, *e.key[1:]))
+
+
 def write(root: Path, out: Path, plan: Path = PLAN) -> None:
-    """Write the results."""
+    """Write the results, those that are in ``out`` already included."""
     rows = read_plan(plan)
-    found = list(evaluations(root, rows))
+    found = together(list(kept(out, rows)), list(evaluations(root, rows)), list(rows))
     for name in dict.fromkeys(each.row.name for each in found):
         _write_cases([each for each in found if each.row.name == name], out / "cases")
-    jobs = json.loads((root / "jobs.json").read_text("utf-8"))
-    write_json(out / "jobs.json", {n: _without_root(j) for n, j in sorted(jobs.items())})
-    write_json(out / "training.json", training(root, rows))
+    for file in sorted((root / "evaluations").glob("*/*_degraded.csv")):
+        stage = file.name.removesuffix("_degraded.csv")
+        write_text(out / "degraded" / f"{file.parent.name}_{stage}.csv", file.read_text("utf-8"))
+    new = json.loads((root / "jobs.json").read_text("utf-8"))
+    ended = {n: _without_root(j) for n, j in new.items() if j["status"] == "done"}
+    jobs = _read(out / "jobs.json") | ended
+    write_json(out / "jobs.json", dict(sorted(jobs.items())))
+    trained = {n: t for n, t in training(root, rows).items() if n in ended}
+    write_json(
+        out / "training.json", dict(sorted((_read(out / "training.json") | trained).items()))
+    )
     summary = {
         "rows": [_summary(group) for group in _groups(found)],
         "comparisons": _comparisons(found),
@@ -144,16 +178,23 @@ def training(root: Path, rows: dict[str, Row]) -> dict[str, Any]:
     return told
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, nothing if it is not there."""
+    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return found
+
+
 def _write_cases(group: list[Evaluation], folder: Path) -> None:
     parts = []
     for each in group:
-        kept = [name for name in KEPT if name in each.cases]
-        table = each.cases[["id", "source", "target", *kept]].copy()
+        measured = [name for name in KEPT if name in each.cases]
+        measured += [name for name in RATIOS if each.cases[name].notna().any()]
+        table = each.cases[["id", "source", "target", *measured]].copy()
         named = {"seed": each.seed, "stage": each.stage, "set": each.set, "box": each.box}
         for number, (name, value) in enumerate(named.items()):
             table.insert(number, name, value)
         parts.append(table)
-    text = pd.concat(parts).to_csv(index=False, float_format="%.5g", lineterminator="\n")
+    text = pd.concat(parts).to_csv(index=False, float_format="%.7g", lineterminator="\n")
     write_text(folder / f"{group[0].row.name}.csv", text)
 
 
@@ -308,9 +349,9 @@ def main() -> None:
     small = commands.add_parser("pack")
     small.add_argument("root", type=Path)
     small.add_argument("file", type=Path)
-    kept = commands.add_parser("write")
-    kept.add_argument("root", type=Path)
-    kept.add_argument("--out", type=Path, default=Path("results/study"))
+    results = commands.add_parser("write")
+    results.add_argument("root", type=Path)
+    results.add_argument("--out", type=Path, default=Path("results/study"))
     given = parser.parse_args()
     if given.command == "pack":
         pack(given.root, given.file)

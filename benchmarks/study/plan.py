@@ -16,7 +16,7 @@ import yaml
 PLAN = Path(__file__).with_name("plan.yaml")
 KEYS = {
     "title", "recipe", "overrides", "data", "stage1", "stages", "boxes", "external", "seeds",
-    "targets", "pack", "plain",
+    "targets", "pack", "plain", "degraded", "like", "adds",
 }  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class Row:
     targets: tuple[str, ...] = ("lung",)
     pack: str | None = None
     plain: bool = False
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Job:
         """Return the job whose stage 1 this one starts from."""
         return f"{self.row.stage1}-s{self.seed}" if self.row.stage1 else None
 
+    def model(self, place: Place, stage: str) -> Path:
+        """Return the model of a stage."""
+        run = place.runs / self.name
+        return run if self.row.plain else run / stage / "model.safetensors"
+
     def commands(self, place: Place) -> Iterator[list[str]]:
         """Yield the arguments of ``adalora-qat`` that make and measure this job."""
         run, data = place.runs / self.name, place.data / self.row.data
@@ -80,7 +86,7 @@ class Job:
             *(["--stage1", str(place.runs / self.needs)] if self.needs else []),
         ]  # fmt: skip
         for stage in self.row.stages:
-            model = run if self.row.plain else run / stage / "model.safetensors"
+            model = self.model(place, stage)
             sets = [("test", data, "test", box) for box in self.row.boxes]
             sets += [("external", place.data / "external", "test", b) for b in self.row.external]
             for name, folder, split, box in sets:
@@ -98,17 +104,23 @@ def read_plan(path: Path = PLAN) -> dict[str, Row]:
     Raises
     ------
     ValueError
-        If a row has an unknown key, or starts from a row that is not above it.
+        If a row has an unknown key, or names a row that is not above it.
     """
     values: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text("utf-8"))["rows"]
     rows: dict[str, Row] = {}
+    whole: dict[str, dict[str, Any]] = {}
     for name, given in values.items():
         unknown = set(given) - KEYS
         if unknown:
             raise ValueError(f"row {name}: unknown {', '.join(sorted(unknown))}")
-        if given.get("stage1") not in (None, *rows):
-            raise ValueError(f"row {name} starts from {given['stage1']}, which is not above it")
-        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        for key in ("stage1", "like"):
+            if given.get(key) not in (None, *rows):
+                raise ValueError(f"row {name}: {key} is {given[key]}, which is not above it")
+        merged = {**whole.get(given.get("like", ""), {}), **given}
+        merged.pop("like", None)
+        merged["overrides"] = [*merged.get("overrides", []), *merged.pop("adds", [])]
+        whole[name] = merged
+        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
         rows[name] = Row(name=name, **fixed)
     return rows
 

@@ -25,6 +25,8 @@ from typing import Any
 from plan import PLAN, Job, Place, jobs_of, read_plan
 
 SOURCES = ("jsrt", "shenzhen")
+DEGRADED_SEED = 1
+"""The sweep over films made worse is long, and made with one seed."""
 GIVE_UP = 4
 """So many failures are no accident: more jobs would only cost time."""
 
@@ -141,6 +143,15 @@ def run_row(job: Job, place: Place) -> None:
         from pack import pack_stage
 
         pack_stage(place.runs / job.name, job.row.pack)
+    if job.seed == DEGRADED_SEED:
+        from robustness import sweep
+
+        for stage in job.row.degraded:
+            sweep(
+                job.model(place, stage),
+                place.data / job.row.data,
+                place.evaluations / job.name / f"{stage}_degraded.csv",
+            )
 
 
 def prepare(sources: list[str], external: list[str], place: Place) -> None:
