@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -40,7 +41,11 @@ class Feed:
     ) -> None:
         self.dataset = dataset
         self.features = features
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="feed")
+        # These threads are the parallel ones: OpenCV's own, one a core in every process, would
+        # only wait for each other on images this small.
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="feed", initializer=cv2.setNumThreads, initargs=(1,)
+        )
         self._workers = workers
         self._device = _CPU
         self._copies: torch.cuda.Stream | None = None
