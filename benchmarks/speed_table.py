@@ -118,10 +118,9 @@ def _scientific(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
-def bars(encoding: Rows, trained: Rows) -> Iterator[str]:
+def bars(rows: Rows) -> Iterator[str]:
     """Yield one line a bar: met or not, by which row, with the best peer of the same run."""
-    inference = right(measured(encoding, "inference"))
-    training = right(measured(trained, "training"))
+    inference, training = (right(measured(rows, part)) for part in ("inference", "training"))
     yield _verdict(
         f"Encoder inference, bf16, batch 8: ≥ {INFERENCE_BAR:g} images/s",
         inference,
@@ -313,19 +312,17 @@ def origin(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if v)
     command = shlex.join(results["command"])
+    note = f" {results['note']}" if "note" in results else ""
     return (
         f"`{command}` at {machine['commit']} on {machine['accelerator']} "
-        f"({machine['device_memory_gb']} GiB; {versions})."
+        f"({machine['device_memory_gb']} GiB; {versions}).{note}"
     )
 
 
 def readme(folder: Path) -> str:
     """Return the README of the results in ``folder``."""
     speed = json.loads((folder / "vit_speed.json").read_text())
-    # Training may have been measured in another run, whose peers then stand beside it.
-    other = folder / "vit_speed_training.json"
-    training = json.loads(other.read_text()) if other.is_file() else speed
-    runs = {"inference": speed, "training": training}
+    techniques = json.loads((folder / "vit_speed_techniques.json").read_text())
     config = ", ".join(f"{key} {value}" for key, value in speed["config"].items())
     lines = [
         "# Speed of SAM ViT-B at 1024²",
@@ -334,11 +331,10 @@ def readme(folder: Path) -> str:
         "the others transformers and PEFT in the same run. Errors are ‖ours − FP32‖/‖FP32‖.",
         "",
         f"vit_speed.json: {origin(speed)} {config}.",
-        *([f"vit_speed_training.json: {origin(training)}"] if other.is_file() else []),
         "",
         "## Bars",
         "",
-        *bars(speed["rows"], training["rows"]),
+        *bars(speed["rows"]),
     ]
     sections: list[str] = []
     for name, section in (
@@ -354,8 +350,13 @@ def readme(folder: Path) -> str:
     alone = json.loads(file.read_text())
     lines += where_time_goes(speed["rows"], alone["rows"])
     for part in WATERFALL:
-        lines += ["", f"## {part.capitalize()}", "", *waterfall(runs[part]["rows"], part)]
+        lines += ["", f"## {part.capitalize()}", "", *waterfall(speed["rows"], part)]
     lines += sections
+    lines += ["", "## Technique by technique", ""]
+    lines += ["An earlier run with every row, before the package's fast encoder and its kernels of"]
+    lines += [f"today. vit_speed_techniques.json: {origin(techniques)}"]
+    for part in WATERFALL:
+        lines += ["", f"{part.capitalize()}:", "", *waterfall(techniques["rows"], part)]
     lines += ["", "## Attention kernels alone", "", f"attention_kernels.json: {origin(alone)}"]
     lines += ["Backward tiles are timed as the whole backward, one kernel's tile changed.", ""]
     lines += [*kernels(alone["rows"]), "", "## Remarks", "", REMARKS.strip()]

@@ -227,6 +227,8 @@ def main() -> None:
             try:
                 launch(run, folder, max(1.0, given.deadline - (time.time() - started)))
                 rows[run] = measured(run, folder)
+            except subprocess.TimeoutExpired:
+                rows[run] = {"error": "stopped: out of time"}
             except (subprocess.SubprocessError, OSError, ValueError) as problem:
                 rows[run] = {"error": f"{type(problem).__name__}: {str(problem)[:300]}"}
             file.write_text(json.dumps(results, indent=1))

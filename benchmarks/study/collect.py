@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from beyond import CROSSED
 from plan import PLAN, Row, read_plan
 from tables import write_page
 
@@ -138,6 +139,7 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
     summary = {
         "rows": [_summary(group) for group in _groups(found)],
         "comparisons": _comparisons(found),
+        "crossings": _crossings(found),
         "missing": sorted(
             f"{name}-s{seed}"
             for name, row in rows.items()
@@ -148,7 +150,7 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
     }
     summary = _finite(summary)
     write_json(out / "summary.json", summary)
-    write_page(summary, rows, out)
+    write_page(out)
 
 
 def training(root: Path, rows: dict[str, Row]) -> dict[str, Any]:
@@ -283,6 +285,35 @@ def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
             members, holm_adjusted([made for _, _, made in members]), strict=True
         )
     ]
+
+
+def _crossings(found: list[Evaluation]) -> list[dict[str, Any]]:
+    """Compare INT8 with every other row on the films of the hospital that neither was trained on.
+
+    One Holm family a hospital.
+    """
+    groups = {group[0].key: group for group in _groups(found)}
+    told = []
+    for trained, tested in (("jsrt", "shenzhen"), ("shenzhen", "jsrt")):
+        members = []
+        for mine in ("int8", "int8-long"):
+            key = (f"{trained}-{mine}", "stage2", "test", "oracle")
+            for name in (n for n in CROSSED if key in groups and not n.startswith("int8")):
+                others = [
+                    (f"{trained}-{name}", "stage1", "test", box) for box in ("oracle", "none")
+                ]
+                for other in (o for o in others if o in groups):
+                    a, b = (
+                        table[table["source"] == tested].assign(model=row[0])
+                        for row, table in ((k, seed_mean(groups[k])) for k in (key, other))
+                    )
+                    members.append((key, other, compare(a, b, "dsc", missing="drop")))
+        adjusted = holm_adjusted([made for _, _, made in members])
+        told += [
+            _comparison(f"{trained} to {tested}", key, other, each)
+            for (key, other, _), each in zip(members, adjusted, strict=True)
+        ]
+    return told
 
 
 def _questions(

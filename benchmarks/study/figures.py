@@ -1,24 +1,25 @@
-"""The study's figures, from ``summary.json`` and ``training.json`` alone: no film is in them.
+"""The study's figures, from the results alone: no film is in them.
 
     python benchmarks/study/figures.py results/study --readme docs/images/study.png
 
 ``accuracy.png`` (and .svg): every model on films of the hospitals it was trained on, and on others,
-beside its size. ``ranks.png``: the ranks that one budget left in each layer.
+beside its size. ``ranks.png``: the ranks that one budget left in each layer. ``worse_films.png``:
+models on films made worse.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from plan import read_plan
-from tables import Page
+from beyond import degraded_title
+from lookup import Page
 
 from adalora_qat.evaluate.figures import ranks_by_layer
+from adalora_qat.evaluate.robustness_figures import degradation_figure
 from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
 
 ROWS = (
@@ -27,9 +28,8 @@ ROWS = (
 )  # fmt: skip
 
 
-def accuracy(summary: dict[str, Any], out: Path) -> None:
+def accuracy(page: Page, out: Path) -> None:
     """Draw Dice on own and other hospitals' films, a line a model."""
-    page = Page(summary, read_plan())
     found = [(page.first(row), page.first(row, dataset="external")) for row in ROWS]
     # The shipped model finds its own box, where the baselines take none.
     own, other = (page.find("auto", set=name, box="automatic") for name in ("test", "external"))
@@ -74,16 +74,25 @@ def ranks(training: dict[str, Any], out: Path, run: str = "adalora-s0") -> None:
     save_figure(ranks_by_layer(pd.DataFrame(rows)), out / "ranks")
 
 
+def worse_films(page: Page, out: Path) -> None:
+    """Draw Dice on films made worse, a panel a kind."""
+    parts = [
+        cases.assign(model=degraded_title(page, file)) for file, cases in page.degraded.items()
+    ]
+    if parts:
+        save_figure(degradation_figure(pd.concat(parts, ignore_index=True)), out / "worse_films")
+
+
 def main() -> None:
-    """Draw both."""
+    """Draw all."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--readme", type=Path, help="also put the first figure here, as PNG")
     given = parser.parse_args()
-    summary = json.loads((given.out / "summary.json").read_text("utf-8"))
-    training = json.loads((given.out / "training.json").read_text("utf-8"))
-    accuracy(summary, given.out)
-    ranks(training, given.out)
+    page = Page(given.out)
+    accuracy(page, given.out)
+    ranks(page.training, given.out)
+    worse_films(page, given.out)
     for pdf in given.out.glob("*.pdf"):
         pdf.unlink()
     if given.readme:

@@ -38,6 +38,8 @@ class Row:
     pack: str | None = None
     plain: bool = False
     degraded: tuple[str, ...] = ()
+    like: str | None = None
+    adds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ def read_plan(path: Path = PLAN) -> dict[str, Row]:
             if given.get(key) not in (None, *rows):
                 raise ValueError(f"row {name}: {key} is {given[key]}, which is not above it")
         merged = {**whole.get(given.get("like", ""), {}), **given}
-        merged.pop("like", None)
-        merged["overrides"] = [*merged.get("overrides", []), *merged.pop("adds", [])]
-        whole[name] = merged
+        merged["overrides"] = [*merged.get("overrides", []), *merged.get("adds", [])]
+        # What a third row would inherit: not what this one differs by.
+        whole[name] = {k: v for k, v in merged.items() if k not in ("like", "adds")}
         fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
         rows[name] = Row(name=name, **fixed)
     return rows

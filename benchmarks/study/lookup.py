@@ -1,0 +1,114 @@
+"""What the study found, looked up: ``summary.json``, ``training.json``, films made worse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from plan import Row, read_plan
+
+Entry = dict[str, Any]
+
+
+class Page:
+    """Looks entries of the results up.
+
+    Attributes
+    ----------
+    rows : of the plan.
+    summary : of ``summary.json``; its ``rows`` are ``entries``.
+    training : of ``training.json``, by run.
+    degraded : per-case tables of films made worse, by file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.rows: dict[str, Row] = read_plan()
+        self.summary: Entry = _read(out / "summary.json")
+        self.entries: list[Entry] = self.summary["rows"]
+        self.training: Entry = _read(out / "training.json")
+        files = sorted((out / "degraded").glob("*.csv"))
+        self.degraded = {file.stem: pd.read_csv(file) for file in files}
+
+    def find(self, row: str, stage: str | None = None, **where: str) -> Entry | None:
+        """Return the entry of a row: its last stage if none is named, on the test split."""
+        wanted = {"set": "test", **where}
+        stages = [stage] if stage else ["stage2", "ptq", "stage1"]
+        for each in stages:
+            for entry in self.entries:
+                fits = entry["row"] == row and entry["stage"] == each
+                if fits and all(entry[k] == v for k, v in wanted.items()):
+                    return entry
+        return None
+
+    def first(self, row: str, stage: str | None = None, dataset: str = "test") -> Entry | None:
+        """Return the entry with the oracle box, or of a model that takes none."""
+        boxes = (self.find(row, stage, set=dataset, box=box) for box in ("oracle", "none"))
+        return next((entry for entry in boxes if entry is not None), None)
+
+    def comparison(self, entry: Entry, row: str, stage: str) -> Entry | None:
+        """Return the paired comparison of an entry with another row's stage."""
+        name = "/".join((entry["row"], entry["stage"], entry["set"], entry["box"]))
+        other = "/".join((row, stage, entry["set"], entry["box"]))
+        found = self.summary["comparisons"]
+        return next((c for c in found if c["row"] == name and c["against"] == other), None)
+
+    def validation(self, run: str) -> float | None:
+        """Return a run's Dice on validation: of the model that it left."""
+        entry = self.training.get(run, {})
+        plain = self.rows[run.rpartition("-s")[0]].plain
+        for stage in ("stage2", "stage1", "training"):
+            if values := entry.get(f"{stage}_val_dice"):
+                # Baselines keep their best epoch, the others their last.
+                return float(max(values) if plain else values[-1])
+        return None
+
+    def title(self, key: str) -> str:
+        """Return the title of a row, named by itself or by ROW/STAGE/SET/BOX."""
+        return self.rows[key.partition("/")[0]].title
+
+
+def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    rows = [" | ".join(map(str, line)) for line in lines]
+    return "\n".join(
+        [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {r} |" for r in rows)]
+    )
+
+
+def four(value: float | None) -> str:
+    """Return four decimals, a dash for nothing."""
+    return "–" if value is None or value != value else f"{value:.4f}"
+
+
+def spread(entry: Entry) -> str:
+    """Return the mean, and the standard deviation over seeds where there are several."""
+    sd = entry["dice_sd_over_seeds"]
+    return four(entry["dice_mean"]) + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def source(entry: Entry | None, name: str) -> float | None:
+    """Return the mean Dice on one source's films."""
+    found = None if entry is None else entry["by_source"].get(name)
+    return None if found is None else float(found["dice_mean"])
+
+
+def shown(found: Entry | None, what: str) -> str:
+    """Return whether a comparison has shown something, in words."""
+    return "–" if found is None else ("shown" if found[what] else "not shown")
+
+
+def difference(found: Entry | None) -> str:
+    """Return a mean difference with its interval."""
+    if found is None:
+        return "–"
+    low, high = found["ci"]
+    return f"{found['mean_difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _read(file: Path) -> Entry:
+    found: Entry = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return found
