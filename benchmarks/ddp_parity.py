@@ -26,10 +26,10 @@ import torch
 
 from _machine import describe_machine
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.config import load_config
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.sources import read_source
 from adalora_qat.files import write_json
+from adalora_qat.recipe import load_config
 from adalora_qat.train.processes import join
 from adalora_qat.train.stages import Resources, Training
 

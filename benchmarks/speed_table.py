@@ -2,7 +2,8 @@
 
     python benchmarks/speed_table.py [results/speed]
 
-No figure in the README is typed by hand.
+No figure in the README is typed by hand. ``summary.json`` has the few that the package's README
+shows: what, how fast, beside what of the same run.
 """
 
 from __future__ import annotations
@@ -319,6 +320,38 @@ def origin(results: Mapping[str, Any]) -> str:
     )
 
 
+def headlines(folder: Path) -> list[dict[str, Any]]:
+    """Return the package's figures, each beside its peer of the same run."""
+    wanted = (
+        ("SAM ViT-B, encoder alone, 8 images", "vit_speed", "inference: the package's fast encoder",
+         "transformers, SDPA, bf16, torch.compile", "inference: sdpa, bf16, compile"),
+        ("SAM ViT-B, stage 1, 16 images a step", "vit_speed", "training: triton, bf16, compile",
+         "transformers and PEFT, SDPA, bf16, torch.compile", "training: PEFT sdpa, bf16, compile"),
+        ("SAM ViT-B, stage 2 (quantization simulated)", "stage_speed", "stage 2, Λ trains",
+         "stage 1", "stage 1"),
+        ("SAM ViT-B, stage 1 on two GPUs, a whole run", "two_gpus", "two GPUs, 32 a step",
+         "one GPU", "one GPU, 16 a step"),
+        ("LiteMedSAM, decoder fine-tuning, a whole run", "litemedsam_training", "decoder, ours",
+         "a plain eager FP32 loop", "decoder, plain eager FP32"),
+        ("LiteMedSAM, stage 1, a whole run", "litemedsam_training", "stage 1, ours",
+         "a plain eager FP32 loop", "stage 1, plain eager FP32"),
+    )  # fmt: skip
+    found = []
+    for what, name, row, peer, other in wanted:
+        file = folder / f"{name}.json"
+        results = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
+        pair = [results["rows"].get(each, {}) for each in (row, other)]
+        if all("images_per_s" in each for each in pair):
+            speeds = [each["images_per_s"] for each in pair]
+            found.append(
+                {"what": what, "images_per_s": speeds[0], "peak_gib": pair[0]["peak_gb"],
+                 "against": peer, "their_images_per_s": speeds[1],
+                 "their_peak_gib": pair[1]["peak_gb"], "ratio": speeds[0] / speeds[1],
+                 "device": results["machine"]["accelerator"], "file": f"{name}.json"}
+            )  # fmt: skip
+    return found
+
+
 def readme(folder: Path) -> str:
     """Return the README of the results in ``folder``."""
     speed = json.loads((folder / "vit_speed.json").read_text())
@@ -366,3 +399,5 @@ def readme(folder: Path) -> str:
 if __name__ == "__main__":
     chosen = Path(sys.argv[1] if len(sys.argv) > 1 else "results/speed")
     (chosen / "README.md").write_text(readme(chosen), encoding="utf-8")
+    rows = {"command": "python benchmarks/speed_table.py", "rows": headlines(chosen)}
+    (chosen / "summary.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")

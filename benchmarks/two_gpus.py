@@ -32,9 +32,9 @@ from PIL import Image
 
 from _gpu_rows import machine
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.config import load_config
 from adalora_qat.data.phantom import phantom
 from adalora_qat.data.records import Record
+from adalora_qat.recipe import load_config
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.processes import join
 from adalora_qat.train.sampling import plan_epoch

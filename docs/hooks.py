@@ -1,8 +1,9 @@
 """Fill the generated parts of the pages while MkDocs builds them.
 
-``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->``, ``<!-- results -->`` and
-``<!-- model card -->`` stand for the shipped recipes and policies, the command line's options, the
-README's result tables and the card of the shipped model.
+``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->``, ``<!-- results -->``,
+``<!-- model card -->``, ``<!-- study -->`` and ``<!-- speed -->`` stand for the shipped recipes and
+policies, the command line's options, the README's result tables, the card of the shipped model, the
+tables of the study, and those of speed on a GPU.
 Nothing generated is committed, so nothing goes stale. Of the package only the command line is
 imported, which does without torch.
 """
@@ -31,6 +32,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         ("<!-- commands -->", commands),
         ("<!-- results -->", results),
         ("<!-- model card -->", model_card),
+        ("<!-- study -->", study),
+        ("<!-- speed -->", speed),
     ):
         if placeholder in markdown:
             markdown = markdown.replace(placeholder, generate())
@@ -89,6 +92,24 @@ def model_card() -> str:
     if CARD.is_file():
         return CARD.read_text("utf-8")
     return "# Model card\n\nThis version of the package holds no model."
+
+
+def study() -> str:
+    """Return the tables of the study, without the long list of verdicts."""
+    return _tables("study").partition("\n## Verdicts")[0]
+
+
+def speed() -> str:
+    """Return the tables of speed on a GPU."""
+    return _tables("speed")
+
+
+def _tables(name: str) -> str:
+    """Return what a script wrote beside its results, without the heading."""
+    file = ROOT / "results" / name / "README.md"
+    if not file.is_file():
+        return "Not yet run."
+    return file.read_text("utf-8").partition("\n")[2].strip()
 
 
 def _option(option: Any) -> str:

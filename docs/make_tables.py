@@ -18,12 +18,16 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 STUDY, RUNTIME = "results/study/summary.json", "results/runtime/summary.json"
 ONE_THREAD = "results/speed/one_thread/litemedsam.json"
+TRAINING = "results/speed/summary.json"
 SPEED, WARNINGS = "results/shipped/speed.json", "results/shipped/warnings.json"
 STUDIES = (("Phantoms (`make demo`)", "results/demo/summary.json"),)
 # Rows of the study that the README shows, in order; the last of a row's stages counts.
 SHOWN = (
     "zero-shot", "decoder-only", "lora-r8-encoder", "adalora", "full-qat", "int8-all", "w4a8",
     "auto", "full-finetuning", "nnunet", "unet", "deeplabv3plus", "segformer",
+)  # fmt: skip
+CROSSED = (
+    "int8", "full", "decoder", "int8-long", "full-long", "decoder-long", "unet", "nnunet",
 )  # fmt: skip
 ROWS = {
     "zero_shot": "Zero-shot, pretrained weights",
@@ -48,6 +52,7 @@ def results_text(root: Path) -> tuple[str, list[str]]:
     made = (("Real radiographs (JSRT and Shenzhen)", STUDY, radiographs_text),
             ("The INT8 runtime on the same films", RUNTIME, runtime_text),
             ("LiteMedSAM end to end, one thread", ONE_THREAD, latency_text),
+            ("Training and encoding on a GPU", TRAINING, training_text),
             ("The model that ships: time", SPEED, speed_text),
             ("The model that ships: warnings", WARNINGS, warnings_text))  # fmt: skip
     for title, name, text in made:
@@ -95,7 +100,7 @@ def radiographs_text(summary: Mapping[str, Any]) -> str:
             f"{other['dice_mean']:.4f}" if other else "–", f"{size / 1e6:.1f}" if size else "–",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    crossed = [_crossing(summary, name) for name in ("int8", "full", "decoder", "unet")]
+    crossed = [_crossing(summary, name) for name in CROSSED]
     told = "; ".join(each for each in crossed if each)
     return "\n".join(
         [
@@ -129,31 +134,52 @@ def _crossing(summary: Mapping[str, Any], name: str) -> str | None:
         entry["by_source"][other]["dice_mean"]
         for entry, other in ((there, "shenzhen"), (back, "jsrt"))
     ]
-    title = "INT8 everywhere" if name == "int8" else there["title"]
+    title = there["title"].removeprefix("+ QAT, ")
     return f"{title} {sum(dice) / 2:.4f}"
 
 
 def runtime_text(summary: Mapping[str, Any]) -> str:
     """Return the ONNX files' accuracy beside the stage 1 they came from."""
     lines = [
-        "| file | MB | Dice ± sd | JSRT | Shenzhen | minus FP32 stage 1 [95 % CI] | parity gate |",
-        "|---|---|---|---|---|---|---|",
+        "| file | seed | MB | Dice ± sd | JSRT | Shenzhen | minus FP32 stage 1 [95 % CI] | gate |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["rows"]:
         against = row["against"]["stage 1"]
         low, high = against["ci"]
         lines.append(
-            f"| {row['row']} | {row['onnx_bytes'] / 1e6:.1f} | {row['dice_mean']:.4f} ± "
-            f"{row['dice_sd']:.4f} | {row['by_source']['jsrt']:.4f} | "
+            f"| {row['row']} | {row['seed']} | {row['onnx_bytes'] / 1e6:.1f} | "
+            f"{row['dice_mean']:.4f} ± {row['dice_sd']:.4f} | {row['by_source']['jsrt']:.4f} | "
             f"{row['by_source']['shenzhen']:.4f} | {against['mean_difference']:+.4f} "
             f"[{low:+.4f}, {high:+.4f}] | {'passed' if row['gate'] == 'passed' else 'refused'} |"
         )
-    machine = summary["measured_on"]
+    machines = [row["measured_on"] for row in summary["rows"]]
+    commits = ", ".join(dict.fromkeys(f"`{machine['commit']}`" for machine in machines))
     made = (
-        f"ONNX Runtime on {machine['processor']}, {machine['cores']} cores, oracle boxes, commit "
-        f"`{machine['commit']}`."
+        f"ONNX Runtime on {machines[0]['processor']}, {machines[0]['cores']} cores, oracle boxes, "
+        f"commits {commits}."
     )
     return "\n".join([*lines, "", made])
+
+
+def training_text(summary: Mapping[str, Any]) -> str:
+    """Return images a second on a GPU, each beside its peer of the same run."""
+    lines = [
+        f"| {row['what']} | {row['images_per_s']:.0f} | {row['peak_gib']:.1f} | {row['against']} | "
+        f"{row['their_images_per_s']:.0f} | {row['their_peak_gib']:.1f} | {row['ratio']:.2f} |"
+        for row in summary["rows"]
+    ]
+    devices = ", ".join(dict.fromkeys(row["device"] for row in summary["rows"]))
+    return "\n".join(
+        [
+            "| what | images/s | GiB | beside, in the same run | images/s | GiB | ratio |",
+            "|---|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"{devices}; SAM at 1024², LiteMedSAM at 256², random weights; memory is of one GPU. "
+            "Commands, commits, every technique: [results/speed](results/speed/README.md).",
+        ]
+    )
 
 
 def latency_text(summary: Mapping[str, Any]) -> str:

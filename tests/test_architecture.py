@@ -8,7 +8,7 @@ import adalora_qat
 PACKAGE = Path(adalora_qat.__file__).parent
 # A module imports only from rooms to its left.
 ROOMS = [
-    "errors", "files", "config", "predictor", "data", "model", "adapt", "quantize",
+    "errors", "files", "config", "recipe", "predictor", "data", "model", "adapt", "quantize",
     "checkpoint", "train", "baselines", "evaluate", "export", "serve", "reporting", "demo",
     "cli",
 ]  # fmt: skip

@@ -16,9 +16,10 @@ from adalora_qat.checkpoint import (
     save_model,
     write_tensors,
 )
-from adalora_qat.config import RunConfig, load_config
+from adalora_qat.config import RunConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.recipe import load_config
 
 CONFIG = load_config("demo", ["model.variant=tiny-test", "adapt.rank=8", "adapt.schedule=[]"])
 

@@ -1,7 +1,8 @@
 import pytest
 
-from adalora_qat.config import RunConfig, dump_config, load_config, recipe_names, validated
+from adalora_qat.config import RunConfig
 from adalora_qat.errors import ConfigError
+from adalora_qat.recipe import dump_config, load_config, recipe_names, validated
 
 
 @pytest.mark.parametrize("name", recipe_names())

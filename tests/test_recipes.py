@@ -2,7 +2,7 @@
 
 import pytest
 
-from adalora_qat.config import load_config, recipe_names
+from adalora_qat.recipe import load_config, recipe_names
 from adalora_qat.train.parameters import count_parameters
 
 ABLATIONS = {

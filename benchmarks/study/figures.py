@@ -1,6 +1,6 @@
 """The study's figures, from the results alone: no film is in them.
 
-    python benchmarks/study/figures.py results/study --readme docs/images/study.png
+    python benchmarks/study/figures.py results/study --images docs/images
 
 ``accuracy.png`` (and .svg): every model on films of the hospitals it was trained on, and on others,
 beside its size. ``ranks.png``: the ranks that one budget left in each layer. ``worse_films.png``:
@@ -87,7 +87,7 @@ def main() -> None:
     """Draw all."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--readme", type=Path, help="also put the first figure here, as PNG")
+    parser.add_argument("--images", type=Path, help="also put those of the pages here, as PNG")
     given = parser.parse_args()
     page = Page(given.out)
     accuracy(page, given.out)
@@ -95,8 +95,9 @@ def main() -> None:
     worse_films(page, given.out)
     for pdf in given.out.glob("*.pdf"):
         pdf.unlink()
-    if given.readme:
-        shutil.copy(given.out / "accuracy.png", given.readme)
+    if given.images:
+        shutil.copy(given.out / "accuracy.png", given.images / "study.png")
+        shutil.copy(given.out / "worse_films.png", given.images / "worse_films.png")
 
 
 if __name__ == "__main__":

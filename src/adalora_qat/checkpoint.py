@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adalora_qat.adapt.inject import adapters, inject, match_linears
-from adalora_qat.config import AdaptConfig, QuantizeConfig, RunConfig, dump_config, validated
+from adalora_qat.config import AdaptConfig, QuantizeConfig, RunConfig
 from adalora_qat.errors import CheckpointError, UserError
 from adalora_qat.files import atomic_write, sha256_file, write_json, write_text
 from adalora_qat.model.sam import Segmenter, variant
@@ -44,6 +44,7 @@ from adalora_qat.quantize.compensate import branches, insert_branches
 from adalora_qat.quantize.layers import FakeQuantLayer
 from adalora_qat.quantize.policy import load_policy, parse_policy
 from adalora_qat.quantize.prepare import prepare, quantized_layers
+from adalora_qat.recipe import dump_config, validated
 
 FORMAT = "adalora-qat/1"
 _KEY = "adalora_qat"

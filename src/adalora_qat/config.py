@@ -1,20 +1,13 @@
 """The configuration of a run: typed, frozen, checked whole before anything starts.
 
-A recipe is a YAML file with these sections; ``section.key=value`` on the command line
-overrides it. Every problem is reported at once, with the nearest known key for a typo.
-The resolved copy is written into each run folder.
+``recipe`` reads it from a YAML file with these sections and writes the resolved copy.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adalora_qat.errors import ConfigError
 
@@ -345,135 +338,3 @@ class RunConfig(Section):
                 "stage1.decoder=full, adapt.method=none, quantize.policy=none, stage2.epochs=0"
             )
         return self
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    folder = resources.files("adalora_qat").joinpath("recipes")
-    return sorted(
-        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
-
-
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe by name or path and apply ``section.key=value`` overrides.
-
-    Raises
-    ------
-    ConfigError
-        With every problem found, one a line.
-    """
-    values = _resolve(recipe, ())
-    for override in overrides:
-        _apply(values, override)
-    return validated(values, str(recipe))
-
-
-def validated(values: dict[str, Any], origin: str) -> RunConfig:
-    """Build a configuration from plain values, reporting every problem at once."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
-
-
-def dump_config(config: RunConfig) -> str:
-    """Return the configuration as YAML that ``load_config`` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _resolve(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Read a recipe over the one it ``extends``, section by section."""
-    if str(recipe) in seen:
-        raise ConfigError(f"recipes extend each other in a circle: {' → '.join(seen)} → {recipe}")
-    values = _read_recipe(recipe)
-    parent = values.pop("extends", None)
-    return values if parent is None else _merged(_resolve(parent, (*seen, str(recipe))), values)
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ConfigError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif str(recipe) in recipe_names():
-        text = (
-            resources.files("adalora_qat").joinpath("recipes", f"{recipe}.yaml").read_text("utf-8")
-        )
-    else:
-        near = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"unknown recipe {str(recipe)!r}{hint} (known: {', '.join(recipe_names())}, "
-            "or a path to a .yaml file)"
-        )
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{recipe} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{recipe} must hold sections (a mapping), got {type(values).__name__}")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} must have the form section.key=value")
-    *sections, leaf = key.split(".")
-    place = values
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
-    try:
-        # YAML 1.1 reads 1e-3 as a string; a number is what a user means by it.
-        place[leaf] = _number(text) if _number(text) is not None else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
-
-
-def _number(text: str) -> float | int | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _known(problem["loc"][:-1]), n=1)
-        hint = (
-            f", did you mean {'.'.join([*map(str, problem['loc'][:-1]), near[0]])}?" if near else ""
-        )
-        return f"unknown key {where}{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}={problem['input']!r}: {message}" if problem["loc"] else message
-
-
-def _known(location: Sequence[Any]) -> list[str]:
-    section: type[BaseModel] = RunConfig
-    for part in location:
-        field = section.model_fields.get(str(part))
-        if field is None:
-            return []
-        candidates = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        section = nested[0]
-    return list(section.model_fields)

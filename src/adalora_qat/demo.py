@@ -19,7 +19,7 @@ import pandas as pd
 from adalora_qat.baselines.model_file import described
 from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, provenance
-from adalora_qat.config import RunConfig, dump_config, load_config
+from adalora_qat.config import RunConfig
 from adalora_qat.data.geometry import load_image, load_mask, to_grey_uint8
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.prepare import prepare
@@ -38,6 +38,7 @@ from adalora_qat.files import write_json
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
 from adalora_qat.predictor import Predictor
+from adalora_qat.recipe import dump_config, load_config
 from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport
 

@@ -10,8 +10,9 @@ from transformers import SegformerConfig, SegformerModel
 
 from adalora_qat.baselines.networks import BaselineNet, build_baseline, title_of
 from adalora_qat.baselines.parameters import count_baseline
-from adalora_qat.config import BaselinesConfig, load_config
+from adalora_qat.config import BaselinesConfig
 from adalora_qat.errors import CheckpointError, ConfigError, UserError
+from adalora_qat.recipe import load_config
 
 TINY = SegformerConfig(
     depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1] * 4

@@ -12,9 +12,10 @@ from adalora_qat.baselines.loop import BaselineLoop
 from adalora_qat.baselines.model_file import described, load_net
 from adalora_qat.baselines.training import BaselineTraining
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder
-from adalora_qat.config import RunConfig, load_config
+from adalora_qat.config import RunConfig
 from adalora_qat.data.records import Record
 from adalora_qat.errors import ConfigError, DataError
+from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources
 from adalora_qat.train.state import StepReport
 

@@ -10,11 +10,11 @@ import pytest
 
 from adalora_qat.checkpoint import RunFolder, save_model
 from adalora_qat.cli import app
-from adalora_qat.config import load_config
 from adalora_qat.errors import UserError
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.recipe import load_config
 
 
 @pytest.fixture

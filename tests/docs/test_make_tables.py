@@ -36,11 +36,12 @@ def tables() -> ModuleType:
 
 def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
     text, notes = tables.results_text(tmp_path)
-    assert text.count("not yet run") == 6
+    assert text.count("not yet run") == 7
     assert [note.split()[0] for note in notes] == [
         "results/study/summary.json",
         "results/runtime/summary.json",
         "results/speed/one_thread/litemedsam.json",
+        "results/speed/summary.json",
         "results/shipped/speed.json",
         "results/shipped/warnings.json",
         "results/demo/summary.json",
@@ -53,7 +54,7 @@ def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(SUMMARY))
     text, notes = tables.results_text(tmp_path)
-    assert len(notes) == 5
+    assert len(notes) == 6
     assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
     assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
     assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
@@ -85,7 +86,7 @@ def test_the_study_shows_rows_that_ran(tables: ModuleType, tmp_path: Path) -> No
     text, _ = tables.results_text(tmp_path)
     assert "| INT8-ALL | oracle | 2 | 0.9200 | 0.9200 | 0.9200 | – | 10.5 |" in text
     assert "| NNUNET | none | 2 | 0.9300 | 0.9300 | 0.9300 | 0.8000 | 10.5 |" in text
-    assert "INT8 everywhere 0.9500." in text
+    assert "mean of both ways: JSRT-INT8 0.9500." in text
     assert "DeepLab" not in text
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from adalora_qat.config import load_config
 from adalora_qat.evaluate.paper_parameters import beside_the_paper, published_row
+from adalora_qat.recipe import load_config
 
 # Counted by hand from SAM ViT-B: see the page on the method.
 ENCODER, DECODER, PROMPT = 89_670_912, 4_058_340, 6_476

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from adalora_qat.checkpoint import RunFolder, save_model
-from adalora_qat.config import load_config
 from adalora_qat.data.geometry import load_mask, mask_box
 from adalora_qat.errors import CheckpointError, DataError
 from adalora_qat.export import bench_report
@@ -18,6 +17,7 @@ from adalora_qat.model.sam import random_segmenter
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.recipe import load_config
 
 
 def row(name: str, policy: str, low: float, median: float, high: float) -> dict[str, Any]:

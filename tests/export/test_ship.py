@@ -9,7 +9,6 @@ from PIL import Image
 
 from adalora_qat.checkpoint import RunFolder, save_model
 from adalora_qat.cli import app
-from adalora_qat.config import load_config
 from adalora_qat.data.automatic_prompt import predict_automatically
 from adalora_qat.data.phantom import phantom, write_phantoms
 from adalora_qat.data.records import Record
@@ -30,6 +29,7 @@ from adalora_qat.export.shipped import (
 )
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.recipe import load_config
 
 
 @pytest.fixture(scope="module")

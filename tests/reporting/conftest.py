@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.config import load_config
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.prepare import prepare
 from adalora_qat.data.splits import read_manifest, records_of
 from adalora_qat.export.run import export_stage
+from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources, Training
 
 TINY = (

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from adalora_qat.checkpoint import load_model
-from adalora_qat.config import load_config
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.study import ModelFacts
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.recipe import load_config
 from adalora_qat.reporting.facts import facts_of, published_counterpart, read_facts, write_facts
 from adalora_qat.reporting.models import models_of
 

@@ -9,9 +9,9 @@ import pytest
 from adalora_qat.baselines.model_file import save_baseline
 from adalora_qat.baselines.networks import build_baseline
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.config import load_config
 from adalora_qat.errors import CheckpointError, DataError
 from adalora_qat.predictor import Predictor, uses_boxes
+from adalora_qat.recipe import load_config
 from adalora_qat.reporting.facts import facts_of
 from adalora_qat.reporting.models import model_at, models_of, named, stage_name
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adalora_qat.config import RunConfig, load_config
+from adalora_qat.config import RunConfig
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.records import Record
 from adalora_qat.data.sources import read_source
+from adalora_qat.recipe import load_config
 
 TINY = (
     "model.variant=tiny-test",

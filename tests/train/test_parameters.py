@@ -1,6 +1,6 @@
 """What is counted, in figures worked out by hand."""
 
-from adalora_qat.config import load_config
+from adalora_qat.recipe import load_config
 from adalora_qat.train.parameters import count_parameters, weight_bytes
 
 

@@ -22,8 +22,9 @@ from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.train.feed import Feed
+from adalora_qat.train.history import write_history
 from adalora_qat.train.processes import accelerator_for
-from adalora_qat.train.stages import Resources, write_history
+from adalora_qat.train.stages import Resources
 from adalora_qat.train.state import FitSettings, FitState
 
 STAGE = "stage1"

@@ -23,8 +23,8 @@ from adalora_qat.cli.app import (
     print_rows,
 )
 from adalora_qat.cli.watch import watching
-from adalora_qat.config import load_config
 from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.recipe import load_config
 
 
 class Tracked(StrEnum):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from adalora_qat.checkpoint import RunFolder, provenance
-from adalora_qat.config import dump_config
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.report import Figure, Gallery, ReportContent, Section, write_report
 from adalora_qat.evaluate.study import Study, compare_models, write_study
 from adalora_qat.evaluate.study_report import study_content
 from adalora_qat.evaluate.style import standalone_svg
 from adalora_qat.files import sha256_file, write_json, write_text
+from adalora_qat.recipe import dump_config
 from adalora_qat.reporting.facts import write_facts
 from adalora_qat.reporting.measure import (
     LATENCY_NOTE,

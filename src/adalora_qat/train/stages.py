@@ -6,11 +6,9 @@ stage 2 with no epochs; stage 2 fine-tunes it as integers (Sec. 2.2.2).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from adalora_qat.checkpoint import (
     save_model,
     write_provenance,
 )
-from adalora_qat.config import RunConfig
 from adalora_qat.data.cache import PlaneCache
 from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.data.records import Record
@@ -44,6 +41,7 @@ from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
+from adalora_qat.train.history import tracked_values, write_history
 from adalora_qat.train.loop import Loop, resumed_ranks
 from adalora_qat.train.objective import LossWeights, Objective
 from adalora_qat.train.processes import accelerator_for, autocast_dtype
@@ -390,33 +388,3 @@ def recompute_activations(segmenter: Segmenter) -> None:
             "to save memory"
         )
     segmenter.image_encoder.recompute = True
-
-
-def tracked_values(config: RunConfig) -> dict[str, str | int | float | bool]:
-    """Return the configuration as the flat plain values that trackers take."""
-    flat: dict[str, str | int | float | bool] = {}
-
-    def visit(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                visit(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value if isinstance(value, int | float) else str(value)
-
-    visit(config.model_dump(mode="json"), "")
-    return flat
-
-
-def write_history(folder: Path, state: FitState) -> None:
-    """Write ``history.csv`` (a row a step) and ``epochs.csv`` (a row an epoch)."""
-    write_text(folder / "history.csv", _csv(state.steps))
-    write_text(folder / "epochs.csv", _csv(state.epochs))
-
-
-def _csv(rows: Sequence[Mapping[str, float]]) -> str:
-    text = io.StringIO()
-    # A run that an older version began may lack a column in its first rows.
-    writer = csv.DictWriter(text, list(rows[-1]) if rows else [], "", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
