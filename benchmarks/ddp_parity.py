@@ -13,7 +13,6 @@ any loss, the largest difference of any weight and of the validation Dice.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -25,7 +24,8 @@ from typing import Any
 import torch
 
 from _machine import describe_machine
-from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
+from _runs import difference
+from adalora_qat.checkpoint import RunFolder
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.sources import read_source
 from adalora_qat.files import write_json
@@ -47,8 +47,6 @@ TINY = (
     "stage1.lr_encoder=1e-2",
     "stage1.lr_decoder=1e-3",
 )
-# Neither the thresholded IoU, which counts pixels, nor counters are losses.
-LOSSES = ("total", "bce", "dice", "ortho")
 STOP = 11
 """The step at which the resumed run is broken off: between two prunings."""
 
@@ -101,50 +99,6 @@ def launch(arguments: argparse.Namespace, processes: int, folder: Path, phantoms
     subprocess.run(command, check=True, env=environment)
 
 
-def row(processes: int, name: str, run: Path, reference: Path) -> dict[str, Any]:
-    """Compare two runs."""
-    ranks, expected = (_events(each) for each in (run, reference))
-    first, second = (_rows(each / "stage1" / "history.csv") for each in (run, reference))
-    dice = [_rows(each / "stage1" / "epochs.csv") for each in (run, reference)]
-    weights = [
-        load_model(each / "stage1" / MODEL_FILE)[0].state_dict() for each in (run, reference)
-    ]
-    same_shapes = [t.shape for t in weights[0].values()] == [t.shape for t in weights[1].values()]
-    return {
-        "processes": processes,
-        "case": name,
-        "steps": len(first),
-        "ranks_and_masks_identical": ranks == expected and same_shapes,
-        "loss_relative_difference": max(
-            abs(a[key] - b[key]) / max(abs(b[key]), 1e-3)
-            for a, b in zip(first, second, strict=True)
-            for key in LOSSES
-        ),
-        "weight_difference": max(
-            float((a.double() - b.double()).abs().max())
-            for a, b in zip(weights[0].values(), weights[1].values(), strict=True)
-            if a.numel()
-        )
-        if same_shapes
-        else None,
-        "val_dice_difference": max(
-            abs(a["val_dice"] - b["val_dice"]) for a, b in zip(*dice, strict=True)
-        ),
-        "bit_identical": (run / "stage1" / MODEL_FILE).read_bytes()
-        == (reference / "stage1" / MODEL_FILE).read_bytes(),
-    }
-
-
-def _events(run: Path) -> list[Any]:
-    events = json.loads((run / "stage1" / "ranks.json").read_text())
-    return [(event["step"], event["budget"], event["ranks"]) for event in events]
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{key: float(value) for key, value in each.items()} for each in csv.DictReader(file)]
-
-
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train on one process and on each other number of them; return the rows."""
     rows = []
@@ -159,7 +113,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 reference = work / "1" / "plain"
                 if case == "resumed":
                     reference = work / str(processes) / "plain"
-                rows.append(row(processes, case, run, reference))
+                rows.append({"processes": processes, "case": case, **difference(run, reference)})
                 print(json.dumps(rows[-1]), flush=True)
     return rows
 
