@@ -1,12 +1,12 @@
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 
 from adalora_qat.export.decoder import decode, embed_boxes, no_mask
 from adalora_qat.export.graph import Graph
+from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.model.sam import Segmenter
 
 
@@ -23,7 +23,7 @@ def test_the_graph_computes_the_decoder_for_any_number_of_boxes(
     logits, iou = decode(g, segmenter, g.add(pixels, no_mask(g, segmenter)), tokens)
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
-    session = ort.InferenceSession(g.model({}).SerializeToString())
+    session = inference_session(g.model({}).SerializeToString(), session_options())
     rng = np.random.default_rng(0)
     features = rng.standard_normal((side * side, width)).astype(np.float32)
     for count in (1, 3):

@@ -2,7 +2,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import all_nodes
+from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.export.tiny_vit_graph import rows_seen
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
@@ -28,7 +28,7 @@ def embeddings(segmenter: Segmenter, image: np.ndarray) -> tuple[np.ndarray, lis
     g.output(out, "embeddings", ("pixels", "width"))
     model = g.model({})
     onnx.checker.check_model(model, full_check=True)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = inference_session(model.SerializeToString(), session_options())
     # All but the last, which gives the output its name.
     last = model.graph.node[-1].name
     nodes = [node.name for node in all_nodes(model.graph) if node.name != last]

@@ -1,16 +1,16 @@
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 
 from adalora_qat.export.graph import OPSET, Graph
+from adalora_qat.export.session import inference_session, session_options
 
 
 def run(g: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     model = g.model({})
     onnx.checker.check_model(model, full_check=True)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = inference_session(model.SerializeToString(), session_options())
     return session.run(None, feeds)
 
 

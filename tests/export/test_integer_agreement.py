@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from torch import nn
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.export import layers
 from adalora_qat.export.graph import Graph
+from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.quantize.convert import QuantizedLayer, convert
 from adalora_qat.quantize.numerics import Numerics
 from adalora_qat.quantize.pack import load_packed, save_packed
@@ -105,10 +105,7 @@ def in_runtime(layer: nn.Module, x: torch.Tensor) -> np.ndarray[Any, Any]:
     with g.scope("layer"):
         y = write(g, layer, g.input("x", tuple(given.shape)))
     g.output(y, "y", ("M", "C"))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(g.model({}).SerializeToString(), options)
+    session = inference_session(g.model({}).SerializeToString(), session_options(threads=1))
     found = session.run(None, {"x": given.contiguous().numpy()})[0]
     if plain:
         return np.asarray(found)

@@ -2,7 +2,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export import layers
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import integer_products, kernel_counts
+from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.quantize.convert import QuantizedLayer, convert
 from adalora_qat.quantize.policy import parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
@@ -42,7 +42,7 @@ def run(layer: nn.Module, write: Write, x: np.ndarray, outputs: int) -> tuple[np
     model = g.model({})
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
-    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    session = inference_session(data, session_options())
     return session.run(None, {"x": x})[0], data
 
 

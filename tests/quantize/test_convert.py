@@ -170,14 +170,15 @@ def integer_graph(layer: QuantizedLayer, rank: int) -> onnxruntime.InferenceSess
         "s": (TensorProto.FLOAT, layer.input_scale.numpy()),
         # ConvInteger takes unsigned inputs: the same integers, 128 higher.
         "z": (TensorProto.UINT8, np.array(128, np.uint8)),
-        "w": (TensorProto.INT8, weight),
+        # And unsigned weights: x86 without VNNI adds products with signed ones in 16 bits.
+        "w": (TensorProto.UINT8, (weight.astype(np.int16) + 128).astype(np.uint8)),
         "b": (TensorProto.INT32, bias),
         "o": (TensorProto.FLOAT, scale),
     }
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-            helper.make_node(operator, ["q", "w", "z"], ["acc"], **attributes),
+            helper.make_node(operator, ["q", "w", "z", "z"], ["acc"], **attributes),
             helper.make_node("Add", ["acc", "b"], ["sum"]),
             helper.make_node("Cast", ["sum"], ["f"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["f", "o"], ["y"]),

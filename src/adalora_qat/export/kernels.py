@@ -8,27 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 
 from adalora_qat.errors import ExportError
+from adalora_qat.export.session import inference_session, session_options
 
 # Operators that multiply integers, and those that multiply floats, after optimization.
 INTEGER_KERNELS = frozenset({"QGemm", "QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat"})
 FLOAT_KERNELS = frozenset(
     {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Conv", "FusedConv", "ConvTranspose"}
 )
-_ERRORS_ONLY = 3
 
 
 def runtime_graph(model: Path | bytes) -> list[onnx.NodeProto]:
     """Return the nodes of a model as ONNX Runtime optimizes it for this machine's CPU."""
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options = session_options()
         options.optimized_model_filepath = str(optimized)
-        source = model if isinstance(model, bytes) else str(model)
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        inference_session(model, options)
         return all_nodes(onnx.load(optimized, load_external_data=False).graph)
 
 

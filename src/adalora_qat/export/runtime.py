@@ -27,11 +27,9 @@ from adalora_qat.data.geometry import (
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
 from adalora_qat.export.assurance import Assurance
 from adalora_qat.export.metadata import ModelMetadata, Part
+from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.files import sha256_file
 from adalora_qat.predictor import Prediction
-
-# ONNX Runtime's own warnings are for developers; errors arrive as exceptions.
-_ERRORS_ONLY = 3
 
 
 def open_session(
@@ -56,15 +54,13 @@ def open_session(
         raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
     if not path.is_file():
         raise CheckpointError(f"model file {path} does not exist")
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
+    options = session_options(threads)
     options.enable_cpu_mem_arena = not low_memory
     # Planned memory is one block of the whole network's, made beside what the first run
     # already holds: half as much memory again, and slower than blocks that stay in the cache.
     options.enable_mem_pattern = False
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = inference_session(path, options)
     # ONNX Runtime's exceptions share no base class but Exception.
     except Exception as error:
         cause = str(error).splitlines()[0][:200]

@@ -1,0 +1,157 @@
+"""How ONNX Runtime is asked to compute, so that integer sums are exact on every processor.
+
+x86 without VNNI (AVX2, AVX-512 before 2019) adds two products of an unsigned and a signed byte in
+16 bits, which saturate: masks then agree with the trained ones to 0.99 instead of 0.999, and
+nothing says so. Products of unsigned bytes are added in 32 bits there. So the runtime is asked once
+how it adds, and where it saturates, the weights of a file are read as unsigned ones: the same
+integers and the same zero point, both 128 higher. With VNNI signed weights are exact, and faster.
+
+The runtime has an option for this (``session.x64quantprecision``), which refuses graphs that use a
+weight twice, misses those inside loops, and takes the VNNI kernels away where there are some.
+
+The base install has no ``onnx``, so a file is changed in place: types and bytes keep their length.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+# It quantizes float weights between quantized values, which the policy left in float.
+_NOT_ASKED_FOR = ["WeightBiasQuantization"]
+# ONNX Runtime's own warnings are for developers; errors arrive as exceptions.
+_ERRORS_ONLY = 3
+
+# MatMulInteger of a uint8 input (2, 4) with a (4, 4) of int8, all 127, as onnx.helper writes it.
+PROBE = bytes.fromhex(
+    "080912003a640a180a01610a0162120179220d4d61744d756c496e74656765721201702a1b0804080410034201624a"
+    "107f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f5a130a0161120e0a0c080212080a0208020a02080462130a0179120e0a0c"
+    "080612080a0208020a02080442040a00100a"
+)
+
+# Fields of ONNX's messages (onnx.proto3), by their numbers.
+_GRAPH, _NODE, _INITIALIZER, _ATTRIBUTE, _SUBGRAPH, _SUBGRAPHS = 7, 1, 5, 5, 6, 11
+_DATA_TYPE, _NAME, _RAW_DATA = 2, 8, 9
+_INT8, _UINT8 = 3, 2
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}
+# What ``export.layers`` calls an integer weight that kernels multiply, and its zero point.
+_INTEGERS, _ZERO_POINT = b"_int8", b"_zero_point"
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """Return options for a session on the CPU, with one thread a core if none are named."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads or 0
+    return options
+
+
+def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Open a model on the CPU: a file or its bytes."""
+    return ort.InferenceSession(
+        runnable(model),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=_NOT_ASKED_FOR,
+    )
+
+
+def runnable(model: Path | bytes) -> str | bytes:
+    """Return a model as ``InferenceSession`` should get it on this processor."""
+    if exact_sums():
+        return model if isinstance(model, bytes) else str(model)
+    return unsigned_weights(model if isinstance(model, bytes) else model.read_bytes())
+
+
+@functools.cache
+def exact_sums() -> bool:
+    """Return whether the runtime adds products of unsigned and signed bytes without saturating."""
+    session = ort.InferenceSession(PROBE, session_options(1), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"a": np.full((2, 4), 255, np.uint8)})[0]
+    return bool((np.asarray(found) == 4 * 255 * 127).all())
+
+
+def unsigned_weights(model: bytes) -> bytes:
+    """Return a model whose signed integer weights are unsigned, their zero points with them.
+
+    Weights are known by their names, which ``export.layers`` gives: those of a zero point and of
+    its integers. Anything else stays as it is, as does a model that is not one.
+    """
+    changed = bytearray(model)
+    try:
+        for number, start, end in _fields(model, 0, len(model)):
+            if number == _GRAPH:
+                _change_graph(changed, model, start, end)
+    except (IndexError, ValueError):
+        return model  # the runtime says best what is wrong with it
+    return bytes(changed)
+
+
+def _change_graph(changed: bytearray, model: bytes, start: int, end: int) -> None:
+    tensors: dict[bytes, tuple[int, int, int]] = {}
+    for number, first, last in _fields(model, start, end):
+        if number == _INITIALIZER:
+            name, kind, *raw = _tensor(model, first, last)
+            if kind:
+                tensors[name] = kind, raw[0], raw[1]
+        elif number == _NODE:
+            for inner, a, b in _fields(model, first, last):
+                if inner == _ATTRIBUTE:
+                    for kind, x, y in _fields(model, a, b):
+                        if kind in (_SUBGRAPH, _SUBGRAPHS):
+                            _change_graph(changed, model, x, y)
+    for name in tensors:
+        weight = name.removesuffix(_ZERO_POINT) + _INTEGERS
+        if name.endswith(_ZERO_POINT) and weight in tensors:
+            for kind, first, last in (tensors[name], tensors[weight]):
+                changed[kind] = _UINT8
+                signed = np.frombuffer(model, np.uint8, last - first, first)
+                changed[first:last] = (signed ^ 128).tobytes()
+
+
+def _tensor(model: bytes, start: int, end: int) -> tuple[bytes, int, int, int]:
+    """Return a tensor's name, and where its type and its bytes are; 0 for what is not int8."""
+    name, kind, raw = b"", 0, (0, 0)
+    for number, first, last in _fields(model, start, end):
+        if number == _NAME:
+            name = model[first:last]
+        elif number == _DATA_TYPE and model[first] == _INT8:
+            kind = first
+        elif number == _RAW_DATA:
+            raw = first, last
+    return name, kind, *raw
+
+
+def _fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, first byte, end) of the fields of a protocol buffer message."""
+    place = start
+    while place < end:
+        key, place = _varint(model, place)
+        number, wire = key >> 3, key & 7
+        if wire == _LENGTH:
+            length, place = _varint(model, place)
+        elif wire == _VARINT:
+            length = _varint(model, place)[1] - place
+        elif wire in _FIXED:
+            length = _FIXED[wire]
+        else:
+            raise ValueError(f"wire type {wire} is none of a protocol buffer")
+        if place + length > end:
+            raise ValueError("a field is longer than its message")
+        yield number, place, place + length
+        place += length
+
+
+def _varint(model: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = model[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
