@@ -91,12 +91,12 @@ def history(run: Path, stage: str = "stage1") -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def agree(first: list[dict[str, float]], second: list[dict[str, float]]) -> None:
+def agree(first: list[dict[str, float]], second: list[dict[str, float]], rel: float = 1e-5) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         # The true IoU counts pixels: one more or less is no rounding error.
         assert a.pop("iou") == pytest.approx(b.pop("iou"), abs=1e-3)
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+        assert a == pytest.approx(b, rel=rel, abs=1e-6)
 
 
 def masks(run: Path) -> list[tuple[dict[str, int], dict[str, int]]]:
@@ -109,7 +109,8 @@ def test_two_processes_compute_what_one_does(runs: Mapping[int, Path], name: str
     one, two = (runs[processes] / name for processes in (1, 2))
     assert masks(one) == masks(two)
     for stage in ("stage1", "stage2"):
-        agree(history(one, stage), history(two, stage))
+        # Last bits of stage 1 decide single roundings of stage 2, each a step of an integer.
+        agree(history(one, stage), history(two, stage), 1e-5 if stage == "stage1" else 1e-4)
         weights = [load_model(run / stage / MODEL_FILE)[0].state_dict() for run in (one, two)]
         torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-4)
 
