@@ -16,6 +16,7 @@ def describe_machine() -> dict[str, Any]:
     """Return processor, cores, memory, accelerator, versions and git commit; no host name."""
     return {
         "processor": _processor(),
+        "vnni": _vnni(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": _accelerator(),
@@ -31,6 +32,14 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _vnni() -> bool | None:
+    """Return whether the processor multiplies bytes and adds in 32 bits; None if nothing says."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return any("vnni" in flag for flag in line.split())
+    return None
 
 
 def _accelerator() -> str | None:

@@ -154,10 +154,12 @@ def runtime_text(summary: Mapping[str, Any]) -> str:
             f"[{low:+.4f}, {high:+.4f}] | {'passed' if row['gate'] == 'passed' else 'refused'} |"
         )
     machines = [row["measured_on"] for row in summary["rows"]]
+    plain = [f"{r['row']} {r['seed']}" for r in summary["rows"] if not r["measured_on"]["vnni"]]
+    without = f" Without VNNI: {', '.join(plain)}." if plain else ""
     commits = ", ".join(dict.fromkeys(f"`{machine['commit']}`" for machine in machines))
     made = (
         f"ONNX Runtime on {machines[0]['processor']}, {machines[0]['cores']} cores, oracle boxes, "
-        f"commits {commits}."
+        f"commits {commits}.{without}"
     )
     return "\n".join([*lines, "", made])
 
