@@ -109,8 +109,9 @@ def test_two_processes_compute_what_one_does(runs: Mapping[int, Path], name: str
     one, two = (runs[processes] / name for processes in (1, 2))
     assert masks(one) == masks(two)
     for stage in ("stage1", "stage2"):
-        # Last bits of stage 1 decide single roundings of stage 2, each a step of an integer.
-        agree(history(one, stage), history(two, stage), 1e-5 if stage == "stage1" else 1e-4)
+        # Last bits of stage 1 decide single roundings of stage 2. In so small a model one of them
+        # moves a percent of the pixels; a sample left out would move the loss by more.
+        agree(history(one, stage), history(two, stage), 1e-5 if stage == "stage1" else 2e-3)
         weights = [load_model(run / stage / MODEL_FILE)[0].state_dict() for run in (one, two)]
         torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-4)
 
