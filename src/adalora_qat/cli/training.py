@@ -24,7 +24,6 @@ from adalora_qat.cli.app import (
 )
 from adalora_qat.cli.watch import watching
 from adalora_qat.errors import CheckpointError, ConfigError
-from adalora_qat.recipe import load_config
 
 
 class Tracked(StrEnum):
@@ -108,6 +107,7 @@ def train(
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.data.splits import read_manifest
     from adalora_qat.demo import draw_ranks
+    from adalora_qat.recipe import load_config
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
@@ -215,6 +215,7 @@ def params(
     """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
     from adalora_qat.baselines.parameters import count_baseline
     from adalora_qat.evaluate.paper_parameters import beside_the_paper
+    from adalora_qat.recipe import load_config
     from adalora_qat.train.parameters import count_parameters, layer_numerics
 
     config = load_config(recipe, overrides or [])
