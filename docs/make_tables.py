@@ -18,6 +18,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 STUDY, RUNTIME = "results/study/summary.json", "results/runtime/summary.json"
 ONE_THREAD = "results/speed/one_thread/litemedsam.json"
+OLDER = "results/speed/without_vnni/litemedsam.json"
+OLDER_SPEED = "results/shipped/speed_without_vnni.json"
 TRAINING = "results/speed/summary.json"
 SPEED, WARNINGS = "results/shipped/speed.json", "results/shipped/warnings.json"
 STUDIES = (("Phantoms (`make demo`)", "results/demo/summary.json"),)
@@ -52,8 +54,10 @@ def results_text(root: Path) -> tuple[str, list[str]]:
     made = (("Real radiographs (JSRT and Shenzhen)", STUDY, radiographs_text),
             ("The INT8 runtime on the same films", RUNTIME, runtime_text),
             ("LiteMedSAM end to end, one thread", ONE_THREAD, latency_text),
+            ("The same on a processor without VNNI", OLDER, latency_text),
             ("Training and encoding on a GPU", TRAINING, training_text),
             ("The model that ships: time", SPEED, speed_text),
+            ("The model that ships: time without VNNI", OLDER_SPEED, speed_text),
             ("The model that ships: warnings", WARNINGS, warnings_text))  # fmt: skip
     for title, name, text in made:
         file = root / name

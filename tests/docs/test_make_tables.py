@@ -36,13 +36,15 @@ def tables() -> ModuleType:
 
 def test_a_study_that_was_not_run_has_no_figures(tables: ModuleType, tmp_path: Path) -> None:
     text, notes = tables.results_text(tmp_path)
-    assert text.count("not yet run") == 7
+    assert text.count("not yet run") == 9
     assert [note.split()[0] for note in notes] == [
         "results/study/summary.json",
         "results/runtime/summary.json",
         "results/speed/one_thread/litemedsam.json",
+        "results/speed/without_vnni/litemedsam.json",
         "results/speed/summary.json",
         "results/shipped/speed.json",
+        "results/shipped/speed_without_vnni.json",
         "results/shipped/warnings.json",
         "results/demo/summary.json",
     ]
@@ -54,7 +56,7 @@ def test_a_study_shows_what_its_summary_holds(tables: ModuleType, tmp_path: Path
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(SUMMARY))
     text, notes = tables.results_text(tmp_path)
-    assert len(notes) == 6
+    assert len(notes) == 8
     assert "| Zero-shot, pretrained weights | 0.9486 ± 0.0340 | 0.9000 | 82 |" in text
     assert "INT8 ONNX, as shipped 16.00 MB (2.50× smaller)" in text
     assert "lowest Dice 0.9981, equal pixels 99.9750%" in text
