@@ -110,7 +110,17 @@ def test_weights_inside_branches_and_loops_change_too() -> None:
 
 def test_what_is_no_model_stays_as_it_is() -> None:
     for broken in (b"", b"no model", PROBE[:50], b"\x3a\xff\xff\xff\xff\x0f" + bytes(8)):
-        assert unsigned_weights(broken) == broken
+        assert unsigned_weights(broken) is broken
+
+
+def test_a_file_without_such_weights_is_left_to_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "exact_sums", lambda: False)
+    file = tmp_path / "probe.onnx"
+    file.write_bytes(PROBE)  # its weight has no zero point
+    assert runnable(file) == str(file)
+    assert runnable(PROBE) is PROBE
 
 
 def test_an_exact_processor_reads_the_file_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,13 @@ def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.I
 
 def runnable(model: Path | bytes) -> str | bytes:
     """Return a model as ``InferenceSession`` should get it on this processor."""
+    source = model if isinstance(model, bytes) else str(model)
     if exact_sums():
-        return model if isinstance(model, bytes) else str(model)
-    return unsigned_weights(model if isinstance(model, bytes) else model.read_bytes())
+        return source
+    given = model if isinstance(model, bytes) else model.read_bytes()
+    changed = unsigned_weights(given)
+    # A file without such weights is best read by the runtime itself.
+    return source if changed is given else changed
 
 
 @functools.cache
@@ -82,17 +86,27 @@ def unsigned_weights(model: bytes) -> bytes:
     Weights are known by their names, which ``export.layers`` gives: those of a zero point and of
     its integers. Anything else stays as it is, as does a model that is not one.
     """
-    changed = bytearray(model)
     try:
-        for number, start, end in _fields(model, 0, len(model)):
-            if number == _GRAPH:
-                _change_graph(changed, model, start, end)
+        places = [
+            place
+            for number, start, end in _fields(model, 0, len(model))
+            if number == _GRAPH
+            for place in _signed_weights(model, start, end)
+        ]
     except (IndexError, ValueError):
         return model  # the runtime says best what is wrong with it
+    if not places:
+        return model
+    changed = bytearray(model)
+    for kind, first, last in places:
+        changed[kind] = _UINT8
+        signed = np.frombuffer(model, np.uint8, last - first, first)
+        changed[first:last] = (signed ^ 128).tobytes()
     return bytes(changed)
 
 
-def _change_graph(changed: bytearray, model: bytes, start: int, end: int) -> None:
+def _signed_weights(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where type and bytes of each weight and zero point of a graph are, subgraphs too."""
     tensors: dict[bytes, tuple[int, int, int]] = {}
     for number, first, last in _fields(model, start, end):
         if number == _INITIALIZER:
@@ -102,16 +116,13 @@ def _change_graph(changed: bytearray, model: bytes, start: int, end: int) -> Non
         elif number == _NODE:
             for inner, a, b in _fields(model, first, last):
                 if inner == _ATTRIBUTE:
-                    for kind, x, y in _fields(model, a, b):
-                        if kind in (_SUBGRAPH, _SUBGRAPHS):
-                            _change_graph(changed, model, x, y)
+                    for held, x, y in _fields(model, a, b):
+                        if held in (_SUBGRAPH, _SUBGRAPHS):
+                            yield from _signed_weights(model, x, y)
     for name in tensors:
         weight = name.removesuffix(_ZERO_POINT) + _INTEGERS
         if name.endswith(_ZERO_POINT) and weight in tensors:
-            for kind, first, last in (tensors[name], tensors[weight]):
-                changed[kind] = _UINT8
-                signed = np.frombuffer(model, np.uint8, last - first, first)
-                changed[first:last] = (signed ^ 128).tobytes()
+            yield from (tensors[name], tensors[weight])
 
 
 def _tensor(model: bytes, start: int, end: int) -> tuple[bytes, int, int, int]:
