@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from beyond import CROSSED
+from lookup import read_json
 from plan import PLAN, Row, read_plan
 from tables import write_page
 
@@ -99,7 +100,7 @@ def evaluations(root: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
 
 def kept(out: Path, rows: dict[str, Row]) -> Iterator[Evaluation]:
     """Yield the evaluations whose per-case tables are among the results, in the plan's order."""
-    told = _read(out / "summary.json").get("rows", [])
+    told = read_json(out / "summary.json").get("rows", [])
     facts = {(e["row"], e["stage"], e["set"], e["box"]): e["facts"] for e in told}
     for name, row in rows.items():
         file = out / "cases" / f"{name}.csv"
@@ -130,11 +131,11 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
         write_text(out / "degraded" / f"{file.parent.name}_{stage}.csv", file.read_text("utf-8"))
     new = json.loads((root / "jobs.json").read_text("utf-8"))
     ended = {n: _without_root(j) for n, j in new.items() if j["status"] == "done"}
-    jobs = _read(out / "jobs.json") | ended
+    jobs = read_json(out / "jobs.json") | ended
     write_json(out / "jobs.json", dict(sorted(jobs.items())))
     trained = {n: t for n, t in training(root, rows).items() if n in ended}
     write_json(
-        out / "training.json", dict(sorted((_read(out / "training.json") | trained).items()))
+        out / "training.json", dict(sorted((read_json(out / "training.json") | trained).items()))
     )
     summary = {
         "rows": [_summary(group) for group in _groups(found)],
@@ -178,12 +179,6 @@ def training(root: Path, rows: dict[str, Row]) -> dict[str, Any]:
             entry["lambda_movement"] = json.loads(moved.read_text("utf-8"))
         told[run.name] = entry
     return told
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, nothing if it is not there."""
-    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return found
 
 
 def _write_cases(group: list[Evaluation], folder: Path) -> None:

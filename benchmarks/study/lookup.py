@@ -26,9 +26,9 @@ class Page:
 
     def __init__(self, out: Path) -> None:
         self.rows: dict[str, Row] = read_plan()
-        self.summary: Entry = _read(out / "summary.json")
+        self.summary: Entry = read_json(out / "summary.json")
         self.entries: list[Entry] = self.summary["rows"]
-        self.training: Entry = _read(out / "training.json")
+        self.training: Entry = read_json(out / "training.json")
         files = sorted((out / "degraded").glob("*.csv"))
         self.degraded = {file.stem: pd.read_csv(file) for file in files}
 
@@ -109,6 +109,7 @@ def difference(found: Entry | None) -> str:
     return f"{found['mean_difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _read(file: Path) -> Entry:
+def read_json(file: Path) -> Entry:
+    """Return what a JSON file holds, nothing if it is not there."""
     found: Entry = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return found

@@ -183,7 +183,9 @@ TEXT = {
     "direction.",
     "worse": "Mean Dice of 24 test films, seed 1, at the two strongest settings of each kind; all "
     "settings stand in `degraded/`. The oracle's box is drawn from the true mask, after the "
-    "film has moved; the shipped model finds its own. It alone was trained with augmentation.",
+    "film has moved; the shipped model finds its own. It alone was trained with augmentation. Its "
+    "sweep: `python benchmarks/study/robustness.py src/adalora_qat/weights/lungs-int8.onnx DATA "
+    "results/study/degraded/shipped_automatic.csv --box automatic`.",
     "ranks": "The same budget, other seeds: the ranks of `adalora` after the last pruning.",
     "movement": "Λ after stage 2 against Λ before, where Λ trains.",
     "search": "Settings that were tried, one seed, looked at on validation alone. Rows of the "

@@ -1,9 +1,9 @@
 """How ONNX Runtime is asked to compute, so that integer sums are exact on every processor.
 
 x86 without VNNI (AVX2, AVX-512 before 2019) adds two products of an unsigned and a signed byte in
-16 bits, which saturate: masks then agree with the trained ones to 0.99 instead of 0.999, and
-nothing says so. Products of unsigned bytes are added in 32 bits there. So the runtime is asked once
-how it adds, and where it saturates, the weights of a file are read as unsigned ones: the same
+16 bits, which saturate: masks then stray further from the trained model's than roundings explain,
+and nothing says so. Products of unsigned bytes are added in 32 bits there. So the runtime is asked
+once how it adds, and where it saturates, the weights of a file are read as unsigned ones: the same
 integers and the same zero point, both 128 higher. With VNNI signed weights are exact, and faster.
 
 The runtime has an option for this (``session.x64quantprecision``), which refuses graphs that use a
