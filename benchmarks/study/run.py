@@ -1,7 +1,7 @@
 """Train and measure the rows of the study, several at once on the GPUs there are.
 
     python benchmarks/study/run.py prepare jsrt=PATH shenzhen=PATH --external NAME=PATH --root ROOT
-    python benchmarks/study/run.py all --root ROOT [--only ROW …] [--seeds 0] [--deadline 500]
+    python benchmarks/study/run.py all --root ROOT [--only ROW|JOB …] [--seeds 0] [--deadline 500]
     python benchmarks/study/run.py row ROW --seed 0 --root ROOT
     python benchmarks/study/run.py show            # the commands of every row, to run by hand
 
@@ -186,7 +186,7 @@ def main() -> None:
     data.add_argument("sources", nargs="+", metavar="NAME=PATH")
     data.add_argument("--external", nargs="*", default=[], metavar="NAME=PATH")
     every = commands.add_parser("all", help="run the plan")
-    every.add_argument("--only", nargs="*")
+    every.add_argument("--only", nargs="*", help="rows, or jobs: unet, unet-s1")
     every.add_argument("--seeds", nargs="*", type=int)
     every.add_argument("--gpus", default="0")
     every.add_argument("--slots", type=int, default=1, help="jobs at once on each GPU")
@@ -211,7 +211,7 @@ def main() -> None:
         chosen = [
             job
             for job in jobs_of(rows, given.plan)
-            if (not given.only or job.row.name in given.only)
+            if (not given.only or {job.row.name, job.name} & set(given.only))
             and (given.seeds is None or job.seed in given.seeds)
         ]
         gpus = given.gpus.split(",")
