@@ -10,6 +10,7 @@ imported, which does without torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,10 @@ def commands() -> str:
 
 
 def results() -> str:
-    """Return what stands between the markers of the README."""
+    """Return what stands between the markers of the README, its links led to pages."""
     text = (ROOT / "README.md").read_text("utf-8")
-    return text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0].strip()
+    inside = text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0]
+    return re.sub(r"\]\(results/(study|speed)/README\.md\)", r"](\1.md)", inside).strip()
 
 
 def model_card() -> str:
