@@ -7,6 +7,11 @@ phantoms) are trained twice without a kill, which says what the device's own ord
 makes of one seed, and ``--at-once`` times with SIGKILL: each of those is started again until it
 has had its share of the kills, and then left to end. Moments are drawn over the whole length of an
 unbroken run, start and validation included. On a GPU: in bf16.
+
+    python benchmarks/kills.py --join FILE ... results/training/kills.json
+
+puts several of those files together and asks whether a stage that was killed lies further from
+the run left alone than a stage that nobody killed.
 """
 
 from __future__ import annotations
@@ -22,15 +27,18 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from scipy.stats import mannwhitneyu
 
 from _gpu_rows import machine
 from _runs import difference
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.data.sources import read_source
+from adalora_qat.files import write_json
 from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources, Training
 
@@ -85,6 +93,32 @@ def killed(path: Path, phantoms: Path, kills: int, seconds: float, seed: int) ->
     return {"kills": len(moments), "moments": moments}
 
 
+def interrupted(row: dict[str, Any], stage: str) -> bool:
+    """Return whether a kill hit the run before this stage's end."""
+    return any(stage not in moment["finished_by_then"] for moment in row.get("moments", []))
+
+
+def join(files: list[Path], out: Path) -> None:
+    """Write the runs of several files, and how far killed and other runs lie from the first.
+
+    Stage 1 alone says something on a GPU: stage 2 starts from one that is not the same to the bit.
+    """
+    runs = [json.loads(file.read_text()) for file in files]
+    rows = [row for run in runs for row in run["rows"].values()]
+    told: dict[str, Any] = {"kills": sum(run["kills"] for run in runs)}
+    for key in ("loss_relative_difference", "val_dice_difference"):
+        killed_ones = [r["stage1"][key] for r in rows if interrupted(r, "stage1")]
+        others = [r["stage1"][key] for r in rows if not interrupted(r, "stage1")]
+        told[key] = {
+            "killed": {"runs": len(killed_ones), "median": median(killed_ones),
+                       "largest": max(killed_ones)},
+            "not_killed": {"runs": len(others), "median": median(others), "largest": max(others)},
+            "mann_whitney_p": float(mannwhitneyu(killed_ones, others).pvalue),
+        }  # fmt: skip
+    write_json(out, {"stage1": told, "runs": runs})
+    print(json.dumps(told, indent=1))
+
+
 def main() -> None:
     """Train, kill, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -92,9 +126,13 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--join", type=Path, nargs="+", help="files to read, the last to write")
     given = parser.parse_args()
     if given.child:
         child(*given.child)
+        return
+    if given.join:
+        join(given.join[:-1], given.join[-1])
         return
     precision = "precision=bf16" if torch.cuda.is_available() else "precision=fp32"
     overrides = (*SETTINGS, precision, *given.set)

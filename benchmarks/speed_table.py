@@ -239,13 +239,17 @@ def two_gpus(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | {row['error'].splitlines()[0][:80]} | | | | |"
             continue
         feed = "" if row["feed_images_per_s"] is None else f"{row['feed_images_per_s']:.0f}"
-        scaled = base and "FP32" not in name
-        ratio = f"{row['images_per_s'] / base:.2f}" if scaled else ""
+        ratio = f"{row['images_per_s'] / base:.2f}" if base else ""
         yield (
             f"| {name} | {row['images_per_s']:.1f} | {ratio} | "
             f"{row['median_ms']:.1f} / {row['worst_ms']:.1f} | {row['peak_gb']:.1f} | "
             f"{feed} |"
         )
+
+
+def equality(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how far the same steps on one GPU and on two lie apart."""
+    yield "The same steps on one GPU and on two:"
     yield ""
     for pair, apart in found["compared"].items():
         ranks = "identical" if apart["ranks_identical"] else f"{apart['triplets_apart']:g} apart"
@@ -287,7 +291,7 @@ def _plain(rows: Rows, name: str) -> float | None:
 def verdicts(section: Any, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each bar that a section decides."""
     rows = found["rows"]
-    pairs = {
+    pairs: Any = {
         stages: [("Stage 2 ≥ 0.8 × stage 1", "stage 2, Λ trains", "stage 1", 0.8)],
         two_gpus: [
             ("Two GPUs ≥ 1.9 × one", "two GPUs, 32 a step", "one GPU, 16 a step", 1.9)
@@ -297,7 +301,7 @@ def verdicts(section: Any, found: Mapping[str, Any]) -> Iterator[str]:
              f"{what}, plain eager FP32", 4.0)
             for what in ("decoder", "stage 1")
         ],
-    }[section]  # fmt: skip
+    }.get(section, [])  # fmt: skip
     for title, mine, other, wanted in pairs:
         speeds = [rows.get(name, {}).get("images_per_s") for name in (mine, other)]
         if None in speeds:
@@ -373,6 +377,7 @@ def readme(folder: Path) -> str:
     for name, section in (
         ("stage_speed.json", stages),
         ("two_gpus.json", two_gpus),
+        ("two_gpus_equality.json", equality),
         ("litemedsam_training.json", litemedsam),
     ):
         if (folder / name).is_file():
