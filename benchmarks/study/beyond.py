@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 import pandas as pd
-from lookup import Page, difference, four, shown, source, spread, table
+from lookup import Page, difference, four, mean, shown, source, spread, spread_of, table
 
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 
 CROSSED = (
-    "decoder", "full", "adalora", "int8", "decoder-long", "full-long", "adalora-long", "int8-long",
+    "decoder", "decoder-long", "decoder-exact", "full", "full-long", "full-exact", "adalora",
+    "adalora-long", "adalora-exact", "int8", "int8-long", "int8-exact", "int8-exact-trained",
     "unet", "segformer", "deeplabv3plus", "nnunet",
 )  # fmt: skip
+WAYS = (("jsrt", "shenzhen"), ("shenzhen", "jsrt"))
+"""Trained and validated on one source, tested on the other."""
 SHIPPED = "shipped_automatic"
 """The file of the sweep over films made worse that the shipped model's own runtime made."""
 
 
 def crossed(page: Page) -> str:
     """Return Dice on the hospital that was not trained on, beside the one that was."""
-    head = ("Model", "JSRT val", "JSRT → JSRT test", "JSRT → all Shenzhen", "Shenzhen val",
-            "Shenzhen → Shenzhen test", "Shenzhen → all JSRT",
+    head = ("Model", "Seeds", "JSRT val", "JSRT → JSRT test", "JSRT → all Shenzhen",
+            "Shenzhen val", "Shenzhen → Shenzhen test", "Shenzhen → all JSRT",
             "mean of the two crossings")  # fmt: skip
     lines = []
     for name in CROSSED:
-        one, two = page.first(f"jsrt-{name}"), page.first(f"shenzhen-{name}")
-        if one is None and two is None:
-            continue
-        title = page.rows[f"jsrt-{name}"].title
-        there, back = source(one, "shenzhen"), source(two, "jsrt")
-        both = [v for v in (there, back) if v is not None]
+        rows = {trained: f"{trained}-{name}" for trained, _ in WAYS}
+        there, back = (page.by_source(rows[trained], tested) for trained, tested in WAYS)
+        home = {trained: page.by_source(rows[trained], trained) for trained, _ in WAYS}
         lines.append(
-            (title, four(page.validation(f"jsrt-{name}-s0")), four(source(one, "jsrt")),
-             four(there), four(page.validation(f"shenzhen-{name}-s0")),
-             four(source(two, "shenzhen")), four(back),
-             four(sum(both) / 2) if len(both) == 2 else "–")
+            (page.rows[rows["jsrt"]].title, len(there),
+             four(page.validation(rows["jsrt"])), spread_of(home["jsrt"]), spread_of(there),
+             four(page.validation(rows["shenzhen"])), spread_of(home["shenzhen"]),
+             spread_of(back), four((mean(there) + mean(back)) / 2))
         )  # fmt: skip
     return f"{table(head, lines)}\n\n{_chosen_by_validation(page)}"
 
 
 def _chosen_by_validation(page: Page) -> str:
-    """Return the mean of the crossings where validation chooses the schedule, way by way."""
+    """Return the mean of the crossings where validation chooses the recipe, way by way."""
     means = []
-    for name in (n for n in CROSSED if f"{n}-long" in CROSSED):
+    for method in ("decoder", "full", "adalora", "int8"):
+        tried = [n for n in CROSSED if n == method or n.startswith(f"{method}-")]
         found = []
-        for trained, tested in (("jsrt", "shenzhen"), ("shenzhen", "jsrt")):
-            rows = [f"{trained}-{each}" for each in (name, f"{name}-long")]
-            known = [(page.validation(f"{row}-s0") or 0.0, row) for row in rows]
-            found.append(source(page.first(max(known)[1]), tested))
-        if None not in found:
-            title = page.rows[f"jsrt-{name}"].title
-            means.append(f"{title} {four(sum(v for v in found if v) / 2)}")
-    return f"With the schedule that validation prefers, way by way: {'; '.join(means)}."
+        for trained, tested in WAYS:
+            best = max((f"{trained}-{n}" for n in tried), key=lambda r: page.validation(r) or 0.0)
+            found.append((best, mean(page.by_source(best, tested))))
+        both = sum(value for _, value in found) / 2
+        names = ", ".join(f"`{row}` {four(value)}" for row, value in found)
+        means.append(f"- {page.rows[f'jsrt-{method}'].title}: **{four(both)}** ({names})")
+    return "\n".join(
+        ["With the recipe that validation prefers, way by way, mean over seeds:", "", *means]
+    )
 
 
 def crossings(page: Page) -> str:
@@ -149,10 +151,31 @@ def movement(page: Page) -> str:
 
 def search(page: Page) -> str:
     """Return what other settings gave on validation, beside the row's own."""
-    lines = [
-        (page.rows[row.like].title, ", ".join(row.adds), row.data,
-         four(page.validation(f"{row.like}-s0")), four(page.validation(f"{name}-s0")))
-        for name, row in page.rows.items()
-        if row.like and page.validation(f"{name}-s0") is not None
-    ]  # fmt: skip
-    return table(("Row", "with", "trained on", "its own", "with these"), lines)
+    lines, gains = [], []
+    for name, row in page.rows.items():
+        if row.like is None or (value := page.validation(name)) is None:
+            continue
+        own = page.validation(row.like) or 0.0
+        adds = ", ".join(f"`{each}`" for each in row.adds)
+        lines.append((page.rows[row.like].title, adds, row.data, four(own), four(value)))
+        if row.data == "main":
+            gains.append((value - own, row.like))
+    told = table(("Row", "with", "trained on", "its own", "with these"), lines)
+    if not gains:
+        return told
+    apart = [max(v) - min(v) for r in {r for _, r in gains} if (v := page.validations(r))]
+    return (
+        f"{told}\n\nOn both sources the largest gain is {max(gains)[0]:+.4f}; seeds of one of "
+        f"these rows lie up to {max(apart):.4f} apart."
+    )
+
+
+def repeats(page: Page) -> str:
+    """Return a run's Dice beside that of the same seed trained again."""
+    lines = []
+    for name, again in page.repeats.items():
+        entry = page.first(name)
+        for seed, cases in again.groupby("seed"):
+            first = entry["by_seed"][str(seed)]["dsc"] if entry else None
+            lines.append((f"`{name}-s{seed}`", four(first), four(float(cases["dsc"].mean()))))
+    return table(("Run", "DSC", "again"), lines)

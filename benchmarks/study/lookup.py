@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ class Page:
     summary : of ``summary.json``; its ``rows`` are ``entries``.
     training : of ``training.json``, by run.
     degraded : per-case tables of films made worse, by file.
+    repeats : per-case tables of a row trained again with the same seeds.
     """
 
     def __init__(self, out: Path) -> None:
@@ -31,6 +34,8 @@ class Page:
         self.training: Entry = read_json(out / "training.json")
         files = sorted((out / "degraded").glob("*.csv"))
         self.degraded = {file.stem: pd.read_csv(file) for file in files}
+        again = sorted((out / "repeats").glob("*.csv"))
+        self.repeats = {file.stem: pd.read_csv(file) for file in again}
 
     def find(self, row: str, stage: str | None = None, **where: str) -> Entry | None:
         """Return the entry of a row: its last stage if none is named, on the test split."""
@@ -55,15 +60,28 @@ class Page:
         found = self.summary["comparisons"]
         return next((c for c in found if c["row"] == name and c["against"] == other), None)
 
-    def validation(self, run: str) -> float | None:
-        """Return a run's Dice on validation: of the model that it left."""
+    def validation(self, row: str) -> float | None:
+        """Return a row's Dice on validation, of the models that it left: mean over its seeds."""
+        known = self.validations(row)
+        return mean(known) if known else None
+
+    def validations(self, row: str) -> list[float]:
+        """Return a row's Dice on validation, seed by seed as far as there are runs."""
+        runs = (self._validation(f"{row}-s{seed}", self.rows[row]) for seed in self.rows[row].seeds)
+        return [value for value in runs if value is not None]
+
+    def _validation(self, run: str, row: Row) -> float | None:
         entry = self.training.get(run, {})
-        plain = self.rows[run.rpartition("-s")[0]].plain
         for stage in ("stage2", "stage1", "training"):
             if values := entry.get(f"{stage}_val_dice"):
                 # Baselines keep their best epoch, the others their last.
-                return float(max(values) if plain else values[-1])
+                return float(max(values) if row.plain else values[-1])
         return None
+
+    def by_source(self, row: str, name: str) -> list[float]:
+        """Return a row's mean Dice on one source's films, seed by seed."""
+        entry = self.first(row)
+        return [] if entry is None else [float(v) for v in entry["by_seed_and_source"][name]]
 
     def title(self, key: str) -> str:
         """Return the title of a row, named by itself or by ROW/STAGE/SET/BOX."""
@@ -88,6 +106,17 @@ def spread(entry: Entry) -> str:
     """Return the mean, and the standard deviation over seeds where there are several."""
     sd = entry["dice_sd_over_seeds"]
     return four(entry["dice_mean"]) + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, nan of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation where there are several values."""
+    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return four(mean(values)) + sd
 
 
 def source(entry: Entry | None, name: str) -> float | None:
