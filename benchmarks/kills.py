@@ -1,6 +1,6 @@
 """Kill a real run at random moments: it must end as one that was left alone.
 
-    PYTHONPATH=src python benchmarks/kills.py [--kills 20] [--at-once 4] [--set section.key=value]
+    PYTHONPATH=src python benchmarks/kills.py [--kills 20] [--at-once 4] [--images 104] [--set …]
 
 writes kills.json into $OUT (or ./out). Both stages of the recipe litemedsam (random weights, on
 phantoms) are trained twice without a kill, which says what the device's own order of additions
@@ -42,7 +42,7 @@ from adalora_qat.files import write_json
 from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources, Training
 
-TRAIN, VAL, SIDE = 96, 8, 256
+SIDE = 256
 SETTINGS = ("model.init=random", "stage1.epochs=6", "adapt.schedule_epochs=6",
             "adapt.schedule=[{epoch: 1, rank: 43}, {epoch: 3, rank: 37}, {epoch: 4, rank: 32}]",
             "stage2.epochs=2")  # fmt: skip
@@ -50,10 +50,11 @@ STAGES = ("stage1", "stage2")
 
 
 def child(path: Path, phantoms: Path) -> None:
-    """Train the run in ``path``, or what is left of it."""
+    """Train the run in ``path``, or what is left of it; one phantom in thirteen validates."""
     records = sorted(read_source("phantom", phantoms).records, key=lambda r: r.id)
+    train = records[: len(records) * 12 // 13]
     resources = Resources(cpu=not torch.cuda.is_available(), checkpoint_seconds=1.0)
-    training = Training(RunFolder.open(path), records[:-VAL], records[-VAL:], resources)
+    training = Training(RunFolder.open(path), train, records[len(train) :], resources)
     training.stage1()
     training.quantize()
     training.stage2()
@@ -124,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--images", type=int, default=104)
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--join", type=Path, nargs="+", help="files to read, the last to write")
@@ -143,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(given.at_once) as pool:
         folder = Path(name)
         phantoms = folder / "phantoms"
-        write_phantoms(phantoms, TRAIN + VAL, 0, config.model.side or SIDE)
+        write_phantoms(phantoms, given.images, 0, config.model.side or SIDE)
         names = ["whole", "again", *(f"killed {n}" for n in range(given.at_once))]
         for each in names:
             RunFolder.create(folder / each, config)
