@@ -4,7 +4,7 @@
 
 ``accuracy.png`` (and .svg): every model on films of the hospitals it was trained on, and on others,
 beside its size. ``ranks.png``: the ranks that one budget left in each layer. ``worse_films.png``:
-models on films made worse.
+models on films made worse. ``crossed.png``: models on the hospital that they were not trained on.
 """
 
 from __future__ import annotations
@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from beyond import degraded_title
+from beyond import WAYS, degraded_title
 from lookup import Page
+from matplotlib.lines import Line2D
 
 from adalora_qat.evaluate.figures import ranks_by_layer
 from adalora_qat.evaluate.robustness_figures import degradation_figure
 from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
 
+NAMES = {"jsrt": "JSRT", "shenzhen": "Shenzhen"}
+CROSSED_ROWS = {
+    "nnU-Net (no box)": ("nnunet",),
+    "SegFormer (no box)": ("segformer",),
+    "DeepLabV3+ (no box)": ("deeplabv3plus",),
+    "U-Net (no box)": ("unet",),
+    "Full fine-tuning": ("full", "full-long", "full-exact"),
+    "Decoder fine-tuning": ("decoder", "decoder-long", "decoder-exact"),
+    "AdaLoRA + decoder": ("adalora", "adalora-long", "adalora-exact"),
+    "+ QAT, INT8 everywhere": ("int8", "int8-long", "int8-exact", "int8-exact-trained"),
+}
 ROWS = (
     "segformer", "deeplabv3plus", "nnunet", "unet", "zero-shot", "full-finetuning", "decoder-only",
     "adalora", "full-qat", "auto",
@@ -74,6 +86,39 @@ def ranks(training: dict[str, Any], out: Path, run: str = "adalora-s0") -> None:
     save_figure(ranks_by_layer(pd.DataFrame(rows)), out / "ranks")
 
 
+def crossed(page: Page, out: Path, low: float = 0.943) -> None:
+    """Draw Dice on the hospital that was not trained on, a dot a seed; below ``low`` a number."""
+    with house_style():
+        figure = canvas(6.9, 3.4)
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (trained, tested) in zip(panels, WAYS, strict=True):
+            axes.set_xlim(low, 0.9725)
+            axes.set_title(f"{NAMES[trained]} → {NAMES[tested]}")
+            axes.set_xlabel("mean Dice at the original size")
+            for place, recipes in enumerate(CROSSED_ROWS.values()):
+                rows = [f"{trained}-{recipe}" for recipe in recipes]
+                best = max(rows, key=lambda row: page.validation(row) or 0.0)
+                # The preferred recipe last, so that nothing lies over it.
+                for row in sorted(rows, key=lambda row: row == best):
+                    found = page.by_source(row, tested)
+                    fill = VERMILION if row == best else "none"
+                    edge = VERMILION if row == best else INK
+                    inside = [value for value in found if value >= low]
+                    axes.plot(inside, [place] * len(inside), "o", mfc=fill, mec=edge, markersize=5)
+                    if len(inside) < len(found):
+                        axes.annotate(f" ← {min(found):.4f}", (low, place), va="center", fontsize=8)
+        panels[0].set_yticks(range(len(CROSSED_ROWS)), list(CROSSED_ROWS))
+        preferred, other = (
+            Line2D([], [], linestyle="", marker="o", mfc=fill, mec=edge, markersize=5)
+            for fill, edge in ((VERMILION, VERMILION), ("none", INK))
+        )
+        figure.legend(
+            [preferred, other], ["recipe that validation prefers", "other recipes"],
+            loc="outside upper center", ncols=2,
+        )  # fmt: skip
+        save_figure(figure, out / "crossed")
+
+
 def worse_films(page: Page, out: Path) -> None:
     """Draw Dice on films made worse, a panel a kind."""
     parts = [
@@ -93,11 +138,13 @@ def main() -> None:
     accuracy(page, given.out)
     ranks(page.training, given.out)
     worse_films(page, given.out)
+    crossed(page, given.out)
     for pdf in given.out.glob("*.pdf"):
         pdf.unlink()
     if given.images:
         shutil.copy(given.out / "accuracy.png", given.images / "study.png")
-        shutil.copy(given.out / "worse_films.png", given.images / "worse_films.png")
+        for name in ("worse_films.png", "crossed.png"):
+            shutil.copy(given.out / name, given.images / name)
 
 
 if __name__ == "__main__":
