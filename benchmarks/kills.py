@@ -5,8 +5,9 @@
 writes kills.json into $OUT (or ./out). Both stages of the recipe litemedsam (random weights, on
 phantoms) are trained twice without a kill, which says what the device's own order of additions
 makes of one seed, and ``--at-once`` times with SIGKILL: each of those is started again until it
-has had its share of the kills, and then left to end. Moments are drawn over the whole length of an
-unbroken run, start and validation included. On a GPU: in bf16.
+has had its share of the kills, and then left to end. Moments are drawn so that they fall all over
+a run, start and validation included; a run that ends before its last kill was killed less often.
+On a GPU: in bf16.
 
     python benchmarks/kills.py --join FILE ... results/training/kills.json
 
@@ -79,11 +80,10 @@ def killed(path: Path, phantoms: Path, kills: int, seconds: float, seed: int) ->
     """Kill a run so many times, then let it end; return when it was killed and where it was."""
     moments: list[dict[str, Any]] = []
     draw = random.Random(seed)
-    # What is left of a run gets shorter with each kill, its start does not: the last moments are
-    # drawn from less, or the run would end before it was killed often enough.
+    # On average an equal part of the run lies between two kills, so that they fall all over it.
     for number in range(kills):
         with start(path, phantoms) as process:
-            time.sleep(draw.uniform(0.2, seconds * (1 - 0.7 * number / kills)))
+            time.sleep(draw.uniform(0.2, 2 * seconds / (kills + 1)))
             ended = process.poll() is not None
             process.send_signal(signal.SIGKILL)
         if ended:
