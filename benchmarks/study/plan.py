@@ -106,7 +106,8 @@ def read_plan(path: Path = PLAN) -> dict[str, Row]:
     Raises
     ------
     ValueError
-        If a row has an unknown key, or names a row that is not above it.
+        If a row has an unknown key, an override that is not a string, or names a row that is not
+        above it.
     """
     values: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text("utf-8"))["rows"]
     rows: dict[str, Row] = {}
@@ -121,6 +122,9 @@ def read_plan(path: Path = PLAN) -> dict[str, Row]:
         merged = {**whole.get(given.get("like", ""), {}), **given}
         merged["overrides"] = [*merged.get("overrides", []), *merged.get("adds", [])]
         # What a third row would inherit: not what this one differs by.
+        for override in merged["overrides"]:
+            if not isinstance(override, str):
+                raise ValueError(f"row {name}: the override {override!r} is not section.key=value")
         whole[name] = {k: v for k, v in merged.items() if k not in ("like", "adds")}
         fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
         rows[name] = Row(name=name, **fixed)
