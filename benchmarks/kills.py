@@ -9,7 +9,7 @@ has had its share of the kills, and then left to end. Moments are drawn so that 
 a run, start and validation included; a run that ends before its last kill was killed less often.
 On a GPU: in bf16.
 
-    python benchmarks/kills.py --join FILE ... results/training/kills.json
+    python benchmarks/kills.py --join FILE ... results/training/kills_gpu.json
 
 puts several of those files together and asks whether a stage that was killed lies further from
 the run left alone than a stage that nobody killed.

