@@ -245,6 +245,9 @@ def two_gpus(found: Mapping[str, Any]) -> Iterator[str]:
             f"{row['median_ms']:.1f} / {row['worst_ms']:.1f} | {row['peak_gb']:.1f} | "
             f"{feed} |"
         )
+    if found["compared"]:
+        yield ""
+        yield from equality(found)
 
 
 def equality(found: Mapping[str, Any]) -> Iterator[str]:
@@ -291,7 +294,7 @@ def _plain(rows: Rows, name: str) -> float | None:
 def verdicts(section: Any, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each bar that a section decides."""
     rows = found["rows"]
-    pairs: Any = {
+    asked: dict[Any, list[tuple[str, str, str, float]]] = {
         stages: [("Stage 2 ≥ 0.8 × stage 1", "stage 2, Λ trains", "stage 1", 0.8)],
         two_gpus: [
             ("Two GPUs ≥ 1.9 × one", "two GPUs, 32 a step", "one GPU, 16 a step", 1.9)
@@ -301,8 +304,8 @@ def verdicts(section: Any, found: Mapping[str, Any]) -> Iterator[str]:
              f"{what}, plain eager FP32", 4.0)
             for what in ("decoder", "stage 1")
         ],
-    }.get(section, [])  # fmt: skip
-    for title, mine, other, wanted in pairs:
+    }  # fmt: skip
+    for title, mine, other, wanted in asked.get(section, []):
         speeds = [rows.get(name, {}).get("images_per_s") for name in (mine, other)]
         if None in speeds:
             yield f"- {title}: **not measured**."

@@ -28,11 +28,11 @@ SHOWN = (
     "zero-shot", "decoder-only", "lora-r8-encoder", "lora-r32", "adalora", "full-qat", "int8-all",
     "w4a8", "auto", "full-finetuning", "nnunet", "unet", "deeplabv3plus", "segformer",
 )  # fmt: skip
-# Of each method the recipe that validation prefers, as results/study/README.md tells.
+SOURCES = ("jsrt", "shenzhen")
 CROSSED = {
-    "INT8 everywhere": "int8-exact-trained",
-    "decoder fine-tuning": "decoder-exact",
-    "full fine-tuning": "full-exact",
+    "INT8 everywhere": "int8",
+    "decoder fine-tuning": "decoder",
+    "full fine-tuning": "full",
     "U-Net": "unet",
     "DeepLabV3+": "deeplabv3plus",
     "SegFormer": "segformer",
@@ -104,15 +104,15 @@ def radiographs_text(summary: Mapping[str, Any]) -> str:
         own, other = _entry(summary, name, "test"), _entry(summary, name, "external")
         if own is None:
             continue
-        sources = [f"{own['by_source'][s]['dice_mean']:.4f}" for s in ("jsrt", "shenzhen")]
+        sources = [f"{own['by_source'][s]['dice_mean']:.4f}" for s in SOURCES]
         size = own["facts"].get("bytes")
         cells = [
             own["title"], own["box"], str(len(own["seeds"])), f"{own['dice_mean']:.4f}", *sources,
             f"{other['dice_mean']:.4f}" if other else "–", f"{size / 1e6:.1f}" if size else "–",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    crossed = [(title, _crossing(summary, name)) for title, name in CROSSED.items()]
-    told = "; ".join(f"{title} {dice:.4f}" for title, dice in crossed if dice is not None)
+    crossed = (_crossing(summary, title, method) for title, method in CROSSED.items())
+    told = "; ".join(each for each in crossed if each)
     return "\n".join(
         [
             *lines,
@@ -121,7 +121,7 @@ def radiographs_text(summary: Mapping[str, Any]) -> str:
             "were never trained on. Quantized rows are PyTorch simulations of the integers.",
             "",
             "Trained in one hospital, tested in the other, mean of both ways, with the recipe that "
-            f"validation prefers (three seeds; one of models without a box): {told}.",
+            f"validation prefers: {told}.",
             "",
             "Every row, statistics, boxes and commands: [results/study](results/study/README.md).",
         ]
@@ -138,15 +138,17 @@ def _entry(summary: Mapping[str, Any], row: str, dataset: str) -> Mapping[str, A
     return None
 
 
-def _crossing(summary: Mapping[str, Any], name: str) -> float | None:
-    there, back = (_entry(summary, f"{source}-{name}", "test") for source in ("jsrt", "shenzhen"))
+def _crossing(summary: Mapping[str, Any], title: str, method: str) -> str | None:
+    rows = [summary.get("preferred", {}).get(source, {}).get(method) for source in SOURCES]
+    there, back = (_entry(summary, row, "test") for row in rows)
     if there is None or back is None:
         return None
     dice = [
         entry["by_source"][other]["dice_mean"]
-        for entry, other in ((there, "shenzhen"), (back, "jsrt"))
+        for entry, other in ((there, SOURCES[1]), (back, SOURCES[0]))
     ]
-    return float(sum(dice)) / 2
+    seeds = len(there["seeds"])
+    return f"{title} {sum(dice) / 2:.4f} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
 def runtime_text(summary: Mapping[str, Any]) -> str:

@@ -1,69 +1,14 @@
-"""Tables that go beyond the paper: other hospitals, other seeds, films made worse, the search."""
+"""Tables that go beyond the paper: external sets, other seeds, films made worse, the search."""
 
 from __future__ import annotations
 
 import pandas as pd
-from lookup import Page, difference, four, mean, shown, source, spread, spread_of, table
+from lookup import Page, four, source, spread, table, validations
 
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 
-CROSSED = (
-    "decoder", "decoder-long", "decoder-exact", "full", "full-long", "full-exact", "adalora",
-    "adalora-long", "adalora-exact", "int8", "int8-long", "int8-exact", "int8-exact-trained",
-    "unet", "segformer", "deeplabv3plus", "nnunet",
-)  # fmt: skip
-WAYS = (("jsrt", "shenzhen"), ("shenzhen", "jsrt"))
-"""Trained and validated on one source, tested on the other."""
 SHIPPED = "shipped_automatic"
 """The file of the sweep over films made worse that the shipped model's own runtime made."""
-
-
-def crossed(page: Page) -> str:
-    """Return Dice on the hospital that was not trained on, beside the one that was."""
-    head = ("Model", "Seeds", "JSRT val", "JSRT → JSRT test", "JSRT → all Shenzhen",
-            "Shenzhen val", "Shenzhen → Shenzhen test", "Shenzhen → all JSRT",
-            "mean of the two crossings")  # fmt: skip
-    lines = []
-    for name in CROSSED:
-        rows = {trained: f"{trained}-{name}" for trained, _ in WAYS}
-        there, back = (page.by_source(rows[trained], tested) for trained, tested in WAYS)
-        home = {trained: page.by_source(rows[trained], trained) for trained, _ in WAYS}
-        lines.append(
-            (page.rows[rows["jsrt"]].title, len(there),
-             four(page.validation(rows["jsrt"])), spread_of(home["jsrt"]), spread_of(there),
-             four(page.validation(rows["shenzhen"])), spread_of(home["shenzhen"]),
-             spread_of(back), four((mean(there) + mean(back)) / 2))
-        )  # fmt: skip
-    return f"{table(head, lines)}\n\n{_chosen_by_validation(page)}"
-
-
-def _chosen_by_validation(page: Page) -> str:
-    """Return the mean of the crossings where validation chooses the recipe, way by way."""
-    means = []
-    for method in ("decoder", "full", "adalora", "int8"):
-        tried = [n for n in CROSSED if n == method or n.startswith(f"{method}-")]
-        found = []
-        for trained, tested in WAYS:
-            best = max((f"{trained}-{n}" for n in tried), key=lambda r: page.validation(r) or 0.0)
-            found.append((best, mean(page.by_source(best, tested))))
-        both = sum(value for _, value in found) / 2
-        names = ", ".join(f"`{row}` {four(value)}" for row, value in found)
-        means.append(f"- {page.rows[f'jsrt-{method}'].title}: **{four(both)}** ({names})")
-    return "\n".join(
-        ["With the recipe that validation prefers, way by way, mean over seeds:", "", *means]
-    )
-
-
-def crossings(page: Page) -> str:
-    """Return INT8 against every other row, paired on the hospital that neither has seen."""
-    found = page.summary.get("crossings", [])
-    lines = [
-        (page.title(c["row"]), page.title(c["against"]), c["question"], c["n"],
-         difference(c), shown(c, "noninferior"))
-        for c in found
-    ]  # fmt: skip
-    head = ("INT8", "against", "from, to", "n", "difference [95 % CI]", "not worse by 0.005")
-    return table(head, lines)
 
 
 def external(page: Page) -> str:
@@ -153,9 +98,11 @@ def search(page: Page) -> str:
     """Return what other settings gave on validation, beside the row's own."""
     lines, gains = [], []
     for name, row in page.rows.items():
-        if row.like is None or (value := page.validation(name)) is None:
+        if row.like is None:
             continue
-        own = page.validation(row.like) or 0.0
+        own, value = page.validation(row.like), page.validation(name)
+        if own is None or value is None:
+            continue
         adds = ", ".join(f"`{each}`" for each in row.adds)
         lines.append((page.rows[row.like].title, adds, row.data, four(own), four(value)))
         if row.data == "main":
@@ -163,7 +110,11 @@ def search(page: Page) -> str:
     told = table(("Row", "with", "trained on", "its own", "with these"), lines)
     if not gains:
         return told
-    apart = [max(v) - min(v) for r in {r for _, r in gains} if (v := page.validations(r))]
+    apart = [
+        max(v) - min(v)
+        for r in {r for _, r in gains}
+        if (v := validations(page.training, page.rows[r]))
+    ]
     return (
         f"{told}\n\nOn both sources the largest gain is {max(gains)[0]:+.4f}; seeds of one of "
         f"these rows lie up to {max(apart):.4f} apart."

@@ -3,6 +3,7 @@
     python benchmarks/study/collect.py pack ROOT FILE.tgz           # on the machine that trained
     tar xzf FILE.tgz -C ROOT                                         # where the results are written
     python benchmarks/study/collect.py write ROOT --out results/study
+    python benchmarks/study/collect.py repeat OTHER_ROOT ROW         # trained again, same seeds
 
 ``write`` leaves per-case tables (``cases/ROW.csv``), ``training.json`` (validation by epoch,
 ranks, movement of Λ, provenance), ``jobs.json`` (commands, seconds, how each job ended),
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from beyond import CROSSED
+from crossing import METHODS, WAYS, preferred
 from lookup import read_json
 from plan import PLAN, Row, read_plan
 from tables import write_page
@@ -49,8 +50,6 @@ PARTS = (
 )  # fmt: skip
 LABELS = ["seed", "stage", "set", "box"]
 BASELINE = "decoder-only"
-INT8_CROSSED = ("int8", "int8-exact-trained")
-"""The recipe without a search, and the one that validation prefers."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,15 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
     ended = {n: _without_root(j) for n, j in new.items() if j["status"] == "done"}
     jobs = read_json(out / "jobs.json") | ended
     write_json(out / "jobs.json", dict(sorted(jobs.items())))
-    trained = {n: t for n, t in training(root, rows).items() if n in ended}
-    write_json(
-        out / "training.json", dict(sorted((read_json(out / "training.json") | trained).items()))
-    )
+    trained = read_json(out / "training.json")
+    trained |= {n: t for n, t in training(root, rows).items() if n in ended}
+    write_json(out / "training.json", dict(sorted(trained.items())))
+    chosen = preferred(trained, rows)
     summary = {
         "rows": [_summary(group) for group in _groups(found)],
         "comparisons": _comparisons(found),
-        "crossings": _crossings(found),
+        "preferred": chosen,
+        "crossings": _crossings(found, chosen),
         "missing": sorted(
             f"{name}-s{seed}"
             for name, row in rows.items()
@@ -153,6 +153,19 @@ def write(root: Path, out: Path, plan: Path = PLAN) -> None:
     }
     summary = _finite(summary)
     write_json(out / "summary.json", summary)
+    write_page(out)
+
+
+def repeat(root: Path, row: str, out: Path, plan: Path = PLAN) -> None:
+    """Write a row's Dice in another root, where it was trained again, beside the results."""
+    again = [
+        each.cases[["id", "source", "target", "dsc"]].assign(seed=each.seed)
+        for each in evaluations(root, read_plan(plan))
+        if each.key == (row, "stage1", "test", "oracle")
+    ]
+    if not again:
+        raise SystemExit(f"{root} has no evaluation of {row}'s stage 1 on the test split")
+    write_text(out / "repeats" / f"{row}.csv", _csv(pd.concat(again)))
     write_page(out)
 
 
@@ -193,8 +206,12 @@ def _write_cases(group: list[Evaluation], folder: Path) -> None:
         for number, (name, value) in enumerate(named.items()):
             table.insert(number, name, value)
         parts.append(table)
-    text = pd.concat(parts).to_csv(index=False, float_format="%.7g", lineterminator="\n")
-    write_text(folder / f"{group[0].row.name}.csv", text)
+    write_text(folder / f"{group[0].row.name}.csv", _csv(pd.concat(parts)))
+
+
+def _csv(table: pd.DataFrame) -> str:
+    text: str = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    return text
 
 
 def _groups(found: list[Evaluation]) -> list[list[Evaluation]]:
@@ -291,27 +308,29 @@ def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
     ]
 
 
-def _crossings(found: list[Evaluation]) -> list[dict[str, Any]]:
+def _crossings(found: list[Evaluation], chosen: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """Compare INT8 with every other row on the films of the hospital that neither was trained on.
 
-    One Holm family a hospital.
+    INT8 by its first recipe and by that which validation prefers. One Holm family a hospital.
     """
     groups = {group[0].key: group for group in _groups(found)}
     told = []
-    for trained, tested in (("jsrt", "shenzhen"), ("shenzhen", "jsrt")):
+    for trained, tested in WAYS:
         members = []
-        for mine in INT8_CROSSED:
-            key = (f"{trained}-{mine}", "stage2", "test", "oracle")
-            for name in (n for n in CROSSED if key in groups and not n.startswith("int8")):
-                others = [
-                    (f"{trained}-{name}", "stage1", "test", box) for box in ("oracle", "none")
-                ]
-                for other in (o for o in others if o in groups):
-                    a, b = (
-                        table[table["source"] == tested].assign(model=row[0])
-                        for row, table in ((k, seed_mean(groups[k])) for k in (key, other))
-                    )
-                    members.append((key, other, compare(a, b, "dsc", missing="drop")))
+        others = [
+            (f"{trained}-{recipe}", "stage1", "test", box)
+            for method, recipes in METHODS.items() if method != "int8"
+            for recipe in recipes
+            for box in ("oracle", "none")
+        ]  # fmt: skip
+        mine = dict.fromkeys((f"{trained}-{METHODS['int8'][0]}", chosen[trained]["int8"]))
+        for key in ((row, "stage2", "test", "oracle") for row in mine):
+            for other in (o for o in others if {key, o} <= groups.keys()):
+                a, b = (
+                    table[table["source"] == tested].assign(model=row[0])
+                    for row, table in ((k, seed_mean(groups[k])) for k in (key, other))
+                )
+                members.append((key, other, compare(a, b, "dsc", missing="drop")))
         adjusted = holm_adjusted([made for _, _, made in members])
         told += [
             _comparison(f"{trained} to {tested}", key, other, each)
@@ -387,9 +406,15 @@ def main() -> None:
     results = commands.add_parser("write")
     results.add_argument("root", type=Path)
     results.add_argument("--out", type=Path, default=Path("results/study"))
+    again = commands.add_parser("repeat")
+    again.add_argument("root", type=Path)
+    again.add_argument("row")
+    again.add_argument("--out", type=Path, default=Path("results/study"))
     given = parser.parse_args()
     if given.command == "pack":
         pack(given.root, given.file)
+    elif given.command == "repeat":
+        repeat(given.root, given.row, given.out)
     else:
         write(given.root, given.out)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from beyond import WAYS, degraded_title
+from beyond import degraded_title
+from crossing import METHODS, WAYS
 from lookup import Page
 from matplotlib.lines import Line2D
 
@@ -24,16 +25,19 @@ from adalora_qat.evaluate.robustness_figures import degradation_figure
 from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
 
 NAMES = {"jsrt": "JSRT", "shenzhen": "Shenzhen"}
-CROSSED_ROWS = {
-    "nnU-Net (no box)": ("nnunet",),
-    "SegFormer (no box)": ("segformer",),
-    "DeepLabV3+ (no box)": ("deeplabv3plus",),
-    "U-Net (no box)": ("unet",),
-    "Full fine-tuning": ("full", "full-long", "full-exact"),
-    "Decoder fine-tuning": ("decoder", "decoder-long", "decoder-exact"),
-    "AdaLoRA + decoder": ("adalora", "adalora-long", "adalora-exact"),
-    "+ QAT, INT8 everywhere": ("int8", "int8-long", "int8-exact", "int8-exact-trained"),
+METHOD_NAMES = {
+    "nnunet": "nnU-Net (no box)",
+    "segformer": "SegFormer (no box)",
+    "deeplabv3plus": "DeepLabV3+ (no box)",
+    "unet": "U-Net (no box)",
+    "full": "Full fine-tuning",
+    "decoder": "Decoder fine-tuning",
+    "adalora": "AdaLoRA + decoder",
+    "int8": "+ QAT, INT8 everywhere",
 }
+DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5}
+PREFERRED = {**DOT, "mfc": VERMILION, "mec": VERMILION}
+OTHER = {**DOT, "mfc": "none", "mec": INK}
 ROWS = (
     "segformer", "deeplabv3plus", "nnunet", "unet", "zero-shot", "full-finetuning", "decoder-only",
     "adalora", "full-qat", "auto",
@@ -95,27 +99,25 @@ def crossed(page: Page, out: Path, low: float = 0.943) -> None:
             axes.set_xlim(low, 0.9725)
             axes.set_title(f"{NAMES[trained]} → {NAMES[tested]}")
             axes.set_xlabel("mean Dice at the original size")
-            for place, recipes in enumerate(CROSSED_ROWS.values()):
-                rows = [f"{trained}-{recipe}" for recipe in recipes]
-                best = max(rows, key=lambda row: page.validation(row) or 0.0)
+            for place, method in enumerate(METHOD_NAMES):
+                best = page.summary["preferred"][trained][method]
+                rows = [f"{trained}-{recipe}" for recipe in METHODS[method]]
                 # The preferred recipe last, so that nothing lies over it.
-                for row in sorted(rows, key=lambda row: row == best):
+                for row in [*(each for each in rows if each != best), best]:
                     found = page.by_source(row, tested)
-                    fill = VERMILION if row == best else "none"
-                    edge = VERMILION if row == best else INK
                     inside = [value for value in found if value >= low]
-                    axes.plot(inside, [place] * len(inside), "o", mfc=fill, mec=edge, markersize=5)
+                    axes.plot(
+                        inside, [place] * len(inside), **(PREFERRED if row == best else OTHER)
+                    )
                     if len(inside) < len(found):
                         axes.annotate(f" ← {min(found):.4f}", (low, place), va="center", fontsize=8)
-        panels[0].set_yticks(range(len(CROSSED_ROWS)), list(CROSSED_ROWS))
-        preferred, other = (
-            Line2D([], [], linestyle="", marker="o", mfc=fill, mec=edge, markersize=5)
-            for fill, edge in ((VERMILION, VERMILION), ("none", INK))
-        )
+        panels[0].set_yticks(range(len(METHOD_NAMES)), list(METHOD_NAMES.values()))
         figure.legend(
-            [preferred, other], ["recipe that validation prefers", "other recipes"],
-            loc="outside upper center", ncols=2,
-        )  # fmt: skip
+            [Line2D([], [], **PREFERRED), Line2D([], [], **OTHER)],
+            ["recipe that validation prefers", "other recipes"],
+            loc="outside upper center",
+            ncols=2,
+        )
         save_figure(figure, out / "crossed")
 
 

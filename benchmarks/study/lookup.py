@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,8 @@ class Page:
         return next((c for c in found if c["row"] == name and c["against"] == other), None)
 
     def validation(self, row: str) -> float | None:
-        """Return a row's Dice on validation, of the models that it left: mean over its seeds."""
-        known = self.validations(row)
-        return mean(known) if known else None
-
-    def validations(self, row: str) -> list[float]:
-        """Return a row's Dice on validation, seed by seed as far as there are runs."""
-        runs = (self._validation(f"{row}-s{seed}", self.rows[row]) for seed in self.rows[row].seeds)
-        return [value for value in runs if value is not None]
-
-    def _validation(self, run: str, row: Row) -> float | None:
-        entry = self.training.get(run, {})
-        for stage in ("stage2", "stage1", "training"):
-            if values := entry.get(f"{stage}_val_dice"):
-                # Baselines keep their best epoch, the others their last.
-                return float(max(values) if row.plain else values[-1])
-        return None
+        """Return a row's Dice on validation, mean over its seeds."""
+        return validation(self.training, self.rows[row])
 
     def by_source(self, row: str, name: str) -> list[float]:
         """Return a row's mean Dice on one source's films, seed by seed."""
@@ -86,6 +72,24 @@ class Page:
     def title(self, key: str) -> str:
         """Return the title of a row, named by itself or by ROW/STAGE/SET/BOX."""
         return self.rows[key.partition("/")[0]].title
+
+
+def validation(training: Mapping[str, Any], row: Row) -> float | None:
+    """Return a row's Dice on validation, of the models that it left: mean over its seeds."""
+    known = validations(training, row)
+    return mean(known) if known else None
+
+
+def validations(training: Mapping[str, Any], row: Row) -> list[float]:
+    """Return a row's Dice on validation, seed by seed as far as there are runs."""
+    found = []
+    for seed in row.seeds:
+        entry = training.get(f"{row.name}-s{seed}", {})
+        stages = (entry.get(f"{stage}_val_dice") for stage in ("stage2", "stage1", "training"))
+        if values := next((each for each in stages if each), None):
+            # Baselines keep their best epoch, the others their last.
+            found.append(float(max(values) if row.plain else values[-1]))
+    return found
 
 
 def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
@@ -110,7 +114,7 @@ def spread(entry: Entry) -> str:
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean, nan of nothing."""
-    return sum(values) / len(values) if values else math.nan
+    return statistics.fmean(values) if values else math.nan
 
 
 def spread_of(values: Sequence[float]) -> str:

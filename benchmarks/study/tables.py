@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import beyond
+import crossing
 from lookup import Entry, Page, difference, four, shown, source, spread, table
 
 from adalora_qat.evaluate.paper import ABLATIONS, MODELS
@@ -137,8 +138,8 @@ def write_page(out: Path) -> None:
         ("Tables 2 and 3: what trains", "table3", ablation),
         ("Quantization", "quantization", quantization),
         ("Boxes", "boxes", boxes),
-        ("From one hospital to the other", "crossed", beyond.crossed),
-        ("INT8 on the hospital that it has not seen", "crossings", beyond.crossings),
+        ("From one hospital to the other", "crossed", crossing.crossed),
+        ("INT8 on the hospital that it has not seen", "crossings", crossing.crossings),
         ("Other hospitals", "external", beyond.external),
         ("Three organs", "organs", beyond.organs),
         ("Films made worse", "worse", beyond.worse_films),

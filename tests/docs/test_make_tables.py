@@ -79,16 +79,18 @@ def test_the_study_shows_rows_that_ran(tables: ModuleType, tmp_path: Path) -> No
         entry("int8-all", "stage2", "test", "oracle", 0.92),
         entry("nnunet", "stage1", "test", "none", 0.93),
         entry("nnunet", "stage1", "external", "none", 0.8),
-        entry("jsrt-int8-exact-trained", "stage2", "test", "oracle", 0.94),
-        entry("shenzhen-int8-exact-trained", "stage2", "test", "oracle", 0.96),
+        entry("jsrt-int8", "stage2", "test", "oracle", 0.9),
+        entry("jsrt-int8-long", "stage2", "test", "oracle", 0.94),
+        entry("shenzhen-int8", "stage2", "test", "oracle", 0.96),
     ]
+    preferred = {"jsrt": {"int8": "jsrt-int8-long"}, "shenzhen": {"int8": "shenzhen-int8"}}
     file = tmp_path / "results" / "study" / "summary.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"rows": rows}))
+    file.write_text(json.dumps({"rows": rows, "preferred": preferred}))
     text, _ = tables.results_text(tmp_path)
     assert "| INT8-ALL | oracle | 2 | 0.9200 | 0.9200 | 0.9200 | – | 10.5 |" in text
     assert "| NNUNET | none | 2 | 0.9300 | 0.9300 | 0.9300 | 0.8000 | 10.5 |" in text
-    assert "models without a box): INT8 everywhere 0.9500." in text
+    assert "validation prefers: INT8 everywhere 0.9500 (2 seeds)." in text
     assert "DeepLab" not in text
 
 

@@ -12,8 +12,6 @@ Two ways to the bias of a block of keys, chosen when a kernel is compiled:
 
 The kernels themselves and the legend of their letters: ``triton_attention_kernels``.
 """
-# Kernels are typed by Triton, not by Python.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
 from torch import Tensor
 
 from adalora_qat.model.triton_attention_kernels import (

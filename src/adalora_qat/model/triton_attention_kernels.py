@@ -8,8 +8,8 @@ the two ways to the bias a kernel is compiled for.
 # Kernels are typed by Triton, not by Python.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
