@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adalora_qat.data.descriptor import FREQUENCIES, THUMBNAIL_SIDE, describe, thumbnail
-from adalora_qat.data.phantom import phantom
+from adalora_qat.corpus.descriptor import FREQUENCIES, THUMBNAIL_SIDE, describe, thumbnail
+from adalora_qat.phantom.phantom import phantom
 
 # The paper's count, and the share of it that the two COVID collections have in common.
 PAPER_RECORDS = 64_590

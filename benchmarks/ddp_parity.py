@@ -26,9 +26,9 @@ import torch
 from _machine import describe_machine
 from _runs import difference
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.files import write_json
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
 from adalora_qat.train.processes import join
 from adalora_qat.train.stages import Resources, Training

@@ -23,8 +23,8 @@ import pandas as pd
 from PIL import Image
 
 from _machine import describe_machine
-from adalora_qat.data.prepare import prepare
-from adalora_qat.data.splits import read_manifest
+from adalora_qat.corpus.prepare import prepare
+from adalora_qat.corpus.splits import read_manifest
 
 PLANTED = 200
 SIDES = (224, 256, 299)

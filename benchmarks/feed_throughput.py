@@ -28,12 +28,12 @@ from torch.utils.data import DataLoader
 
 from _machine import describe_machine
 from adalora_qat.config import AugmentConfig, DataConfig
-from adalora_qat.data.cache import PlaneCache
-from adalora_qat.data.dataset import SegmentationDataset, collate
-from adalora_qat.data.geometry import Frame
-from adalora_qat.data.phantom import phantom
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.files import write_json
+from adalora_qat.imaging.geometry import Frame
+from adalora_qat.phantom.phantom import phantom
+from adalora_qat.samples.cache import PlaneCache
+from adalora_qat.samples.dataset import SegmentationDataset, collate
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.sampling import plan_epoch
 

@@ -42,9 +42,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from adalora_qat.data.phantom import phantom
-from adalora_qat.data.quality import inspect
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.quality import inspect
+from adalora_qat.corpus.records import Record
+from adalora_qat.phantom.phantom import phantom
 
 HANG_S = 5.0
 SUFFIXES = (".png", ".jpg", ".dcm")

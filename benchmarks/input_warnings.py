@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from _machine import describe_machine
 from adalora_qat.checkpoint import provenance
-from adalora_qat.data.automatic_prompt import two_passes
-from adalora_qat.data.geometry import to_grey
 from adalora_qat.errors import UserError
-from adalora_qat.export.runtime import OnnxPredictor
-from adalora_qat.export.segment import SUFFIXES, read_image
 from adalora_qat.files import write_json
+from adalora_qat.imaging.automatic_prompt import two_passes
+from adalora_qat.imaging.geometry import to_grey
+from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.segment import SUFFIXES, read_image
 
 Pixels = NDArray[Any]
 PHOTOGRAPHS = (

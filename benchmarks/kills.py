@@ -37,9 +37,9 @@ from scipy.stats import mannwhitneyu
 from _gpu_rows import machine
 from _runs import difference
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.files import write_json
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources, Training
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from _machine import describe_machine
 
 if TYPE_CHECKING:
-    from adalora_qat.export.bench_report import BenchModel
     from adalora_qat.export.parity import ParityCase
+    from adalora_qat.study.bench_report import BenchModel
 
 # Everything heavy is imported where it is used: each timed process imports this file, and what
 # it imports would count as its memory.
@@ -38,9 +38,9 @@ def seen(seed: int, frame: Any) -> ParityCase:
     """Return a phantom and the box of its lungs as the model sees them."""
     import numpy as np
 
-    from adalora_qat.data.geometry import boxes_to_model, image_to_model, mask_box
-    from adalora_qat.data.phantom import phantom
     from adalora_qat.export.parity import ParityCase
+    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+    from adalora_qat.phantom.phantom import phantom
 
     made = phantom(seed)
     image, frame_map = image_to_model(made.image, frame)
@@ -54,13 +54,13 @@ def exported(policy: str, folder: Path) -> BenchModel:
     import torch
 
     from adalora_qat.config import ExportConfig, ModelConfig
-    from adalora_qat.export.bench_report import BenchModel
     from adalora_qat.export.onnx import export_onnx
     from adalora_qat.model.weights import build
     from adalora_qat.quantize.batch_norm import fold_batch_norms
     from adalora_qat.quantize.convert import convert
     from adalora_qat.quantize.policy import load_policy
     from adalora_qat.quantize.prepare import freeze, observe, prepare
+    from adalora_qat.study.bench_report import BenchModel
 
     segmenter, _ = build(ModelConfig())
     frame = segmenter.variant.frame
@@ -84,8 +84,8 @@ def in_pytorch(folder: Path) -> BenchModel:
     """Write the published weights as a stage's file, which PyTorch runs."""
     from adalora_qat.checkpoint import MODEL_FILE, save_model
     from adalora_qat.config import ModelConfig, RunConfig
-    from adalora_qat.export.bench_report import PYTORCH, BenchModel
     from adalora_qat.model.weights import build
+    from adalora_qat.study.bench_report import PYTORCH, BenchModel
 
     path = folder / "published" / MODEL_FILE
     path.parent.mkdir()
@@ -99,10 +99,10 @@ def by_torch(folder: Path) -> BenchModel:
     import torch
 
     from adalora_qat.config import ModelConfig
-    from adalora_qat.export.bench_report import BenchModel
     from adalora_qat.export.onnx import describe
     from adalora_qat.model.sam import Segmenter
     from adalora_qat.model.weights import build
+    from adalora_qat.study.bench_report import BenchModel
 
     published, _ = build(ModelConfig())
     segmenter = Segmenter(published.variant, "eager")  # SDPA of transformers does not export
@@ -121,7 +121,7 @@ def by_torch(folder: Path) -> BenchModel:
 
 def main() -> None:
     """Export, measure, print, write."""
-    from adalora_qat.export.bench_report import bench, cases_of, phantom_records
+    from adalora_qat.study.bench_report import bench, cases_of, phantom_records
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=6)

@@ -35,9 +35,9 @@ from _gpu_rows import drive, peak_gb, reset, table, work
 from adalora_qat.adapt.inject import inject
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.config import RunConfig
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
 from adalora_qat.train.objective import LossWeights, Objective
 from adalora_qat.train.selection import choose_trainable_stage1, parameter_groups

@@ -26,9 +26,9 @@ import torch
 
 from _machine import describe_machine
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.evaluate.cases import evaluate_cases
-from adalora_qat.evaluate.statistics import compare, verdict
+from adalora_qat.evaluate.compare import compare, verdict
 from adalora_qat.files import sha256_file, write_json, write_text
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.quantize.accounting import bytes_by_part

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from _machine import describe_machine
-from adalora_qat.data.image_file import load_image
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.mask_files import load_truth
 from adalora_qat.evaluate.metrics import case_metrics
 from adalora_qat.files import write_json
+from adalora_qat.imaging.image_file import load_image
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.predictor import Prediction
 
 Mask = NDArray[np.bool_]

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from _machine import describe_machine
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.export.onnx import onnx_model, torch_model
 from adalora_qat.export.parity import Model, measure
 from adalora_qat.export.run import deployable, parity_cases
-from adalora_qat.export.runtime import open_session
 from adalora_qat.files import write_json
+from adalora_qat.runtime.runtime import open_session
 
 NOISE = 1e-6
 

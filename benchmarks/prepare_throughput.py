@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 
 from _machine import describe_machine
-from adalora_qat.data.image_file import load_mask
-from adalora_qat.data.prepare import prepare
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.prepare import prepare
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
+from adalora_qat.imaging.image_file import load_mask
 
 SIDE = 512
 OUTPUTS = ("manifest.csv", "manifest.parquet", "quarantine.csv", "groups.csv", "card.html")

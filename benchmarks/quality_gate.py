@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from adalora_qat.data.alignment import edge_agreement
-from adalora_qat.data.geometry import to_grey_uint8
-from adalora_qat.data.image_file import load_image, load_mask
-from adalora_qat.data.quality import QualityLimits, inspect
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.alignment import edge_agreement
+from adalora_qat.corpus.quality import QualityLimits, inspect
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
+from adalora_qat.imaging.geometry import to_grey_uint8
+from adalora_qat.imaging.image_file import load_image, load_mask
 
 SOURCES = ("jsrt", "shenzhen", "covid19_radiography", "covid_qu_ex")
 SIDE = 256

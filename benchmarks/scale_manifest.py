@@ -24,12 +24,12 @@ import numpy as np
 
 from _machine import describe_machine
 from _phantom_corpus import PAPER_RECORDS, corpus
-from adalora_qat.data.duplicates import group
-from adalora_qat.data.fingerprint import Fingerprint
-from adalora_qat.data.fingerprint_store import FingerprintStore
-from adalora_qat.data.prepare import build_manifest, choose_splits, find_links
-from adalora_qat.data.records import Record
-from adalora_qat.data.splits import write_manifest
+from adalora_qat.corpus.duplicates import group
+from adalora_qat.corpus.fingerprint import Fingerprint
+from adalora_qat.corpus.fingerprint_store import FingerprintStore
+from adalora_qat.corpus.prepare import build_manifest, choose_splits, find_links
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.splits import write_manifest
 
 SOURCES = ("a", "b", "c", "d", "e")
 LABELS = ("normal", "pneumonia", "tuberculosis")

@@ -56,8 +56,8 @@ def main() -> None:
 
 def turn(name: str, model: Path, images: Sequence[Path]) -> list[float]:
     """Segment the images with one model; the first one twice, to warm up."""
-    from adalora_qat.data.automatic_prompt import predict_automatically
-    from adalora_qat.export.segment import read_image
+    from adalora_qat.imaging.automatic_prompt import predict_automatically
+    from adalora_qat.runtime.segment import read_image
 
     predictor = _open(name, model)
     spent = []
@@ -84,7 +84,7 @@ def first_mask(model: Path, image: Path, rounds: int) -> list[float]:
 
 def _open(name: str, model: Path) -> Any:
     if name == "int8":
-        from adalora_qat.export.runtime import OnnxPredictor
+        from adalora_qat.runtime.runtime import OnnxPredictor
 
         return OnnxPredictor(model)
     from adalora_qat.config import ModelConfig

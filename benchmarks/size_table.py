@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from _machine import describe_machine
 from adalora_qat.config import QuantizeConfig
-from adalora_qat.export.size import packed_size, quantize_on_phantom
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.quantize.pack import load_packed
 from adalora_qat.quantize.policy import load_policy
+from adalora_qat.study.size import packed_size, quantize_on_phantom
 
 Dtype = Literal["float32", "float16"]
 # Policy, rank of the branches of ``quantize.compensate``, type of the scales of groups.

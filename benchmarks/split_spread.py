@@ -21,12 +21,12 @@ import torch
 
 from _machine import describe_machine
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.files import write_json
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.weights import build
 from adalora_qat.recipe import load_config
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.losses import hard_dice
 
 STAGES = ("stage1", "ptq", "stage2")

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from _machine import describe_machine
+from adalora_qat.evaluate.compare import DEFAULT_MARGIN, compare
 from adalora_qat.evaluate.paired_tests import clustered_mean
-from adalora_qat.evaluate.statistics import DEFAULT_MARGIN, compare
 from adalora_qat.files import write_json
 
 Reals = NDArray[np.float64]

@@ -32,8 +32,8 @@ from PIL import Image
 
 from _gpu_rows import machine
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.data.phantom import phantom
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
+from adalora_qat.phantom.phantom import phantom
 from adalora_qat.recipe import load_config
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.processes import join

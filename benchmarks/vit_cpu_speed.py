@@ -44,9 +44,9 @@ def write_image(path: Path) -> None:
     """Write a phantom in the model's frame, (1, 3, S, S); in a process of its own: torch."""
     import numpy as np
 
-    from adalora_qat.data.geometry import image_to_model
-    from adalora_qat.data.phantom import phantom
+    from adalora_qat.imaging.geometry import image_to_model
     from adalora_qat.model.sam import variant
+    from adalora_qat.phantom.phantom import phantom
 
     np.save(path, image_to_model(phantom(SEEN_PHANTOM).image, variant(VARIANT).frame)[0][None])
 
@@ -77,9 +77,9 @@ def write(name: str, folder: Path) -> Path:
     import torch
 
     from adalora_qat.export.onnx import build_encoder, describe
-    from adalora_qat.export.size import quantize_on_phantom
     from adalora_qat.model.sam import variant
     from adalora_qat.quantize.policy import load_policy
+    from adalora_qat.study.size import quantize_on_phantom
 
     path = folder / f"{name.replace(' ', '_')}.onnx"
     if name == BY_TORCH:
@@ -99,7 +99,7 @@ def turn(name: str, path: Path | None, picture: Path, runs: int, threads: int) -
     """Load a model, run it once to warm up and then ``runs`` times."""
     import numpy as np
 
-    from adalora_qat.export.bench import peak_mb
+    from adalora_qat.study.bench import peak_mb
 
     started = time.perf_counter()
     encode = _pytorch(threads) if path is None else _session(path, name == BY_TORCH, threads)
@@ -131,7 +131,7 @@ def _pytorch(threads: int) -> Any:
 def _session(path: Path, defaults: bool, threads: int) -> Any:
     import onnxruntime as ort
 
-    from adalora_qat.export.runtime import open_session
+    from adalora_qat.runtime.runtime import open_session
 
     if defaults:
         options = ort.SessionOptions()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adalora_qat.data.phantom import phantom
+from adalora_qat.phantom.phantom import phantom
 
 TARGET = Path(__file__).parent / "images" / "phantom.png"
 SEEDS = (1, 4)

@@ -8,12 +8,15 @@ import adalora_qat
 PACKAGE = Path(adalora_qat.__file__).parent
 # A module imports only from rooms to its left.
 ROOMS = [
-    "errors", "files", "config", "recipe", "predictor", "data", "model", "adapt", "quantize",
-    "checkpoint", "train", "baselines", "evaluate", "export", "serve", "reporting", "demo",
-    "cli",
+    "errors", "files", "predictor", "config", "recipe", "imaging", "runtime", "phantom", "corpus",
+    "samples", "model", "adapt", "quantize", "checkpoint", "train", "baselines", "export",
+    "evaluate", "report", "release", "study", "demo", "cli",
 ]  # fmt: skip
-# evaluate sees models only through the Predictor protocol.
-FORBIDDEN = {"evaluate": {"model", "adapt", "quantize", "checkpoint", "train", "baselines"}}
+# evaluate sees models only through the Predictor protocol; report draws what it is given.
+FORBIDDEN = {
+    room: {"model", "adapt", "quantize", "checkpoint", "train", "baselines", "export"}
+    for room in ("evaluate", "report")
+}
 
 
 def room(module: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from adalora_qat.recipe import load_config, recipe_names
-from adalora_qat.train.parameters import count_parameters
+from adalora_qat.study.parameters import count_parameters
 
 ABLATIONS = {
     "decoder-only",

@@ -32,8 +32,8 @@ from lookup import read_json
 from plan import PLAN, Row, read_plan
 from tables import write_page
 
+from adalora_qat.evaluate.compare import compare, holm_adjusted
 from adalora_qat.evaluate.comparison import Comparison, verdict
-from adalora_qat.evaluate.statistics import compare, holm_adjusted
 from adalora_qat.files import write_json, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

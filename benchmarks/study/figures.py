@@ -20,9 +20,9 @@ from crossing import METHODS, WAYS
 from lookup import Page
 from matplotlib.lines import Line2D
 
-from adalora_qat.evaluate.figures import ranks_by_layer
-from adalora_qat.evaluate.robustness_figures import degradation_figure
-from adalora_qat.evaluate.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
+from adalora_qat.report.figures import ranks_by_layer
+from adalora_qat.report.robustness_figures import degradation_figure
+from adalora_qat.report.style import BLUE, FAINT, INK, VERMILION, canvas, house_style, save_figure
 
 NAMES = {"jsrt": "JSRT", "shenzhen": "Shenzhen"}
 METHOD_NAMES = {

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import ExportConfig
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.run import deployable, parity_cases
 from adalora_qat.files import sha256_file

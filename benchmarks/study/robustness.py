@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.evaluate.robustness import alterations, evaluate_degradations
 from adalora_qat.files import write_text
-from adalora_qat.reporting.measure import some
-from adalora_qat.reporting.models import model_at
+from adalora_qat.study.measure import some
+from adalora_qat.study.models import model_at
 
 CASES = 24
 KEPT = ["id", "source", "box", "altered", "dsc"]

@@ -159,7 +159,7 @@ def prepare(sources: list[str], external: list[str], place: Place) -> None:
     import pandas as pd
 
     from adalora_qat.cli import app
-    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.files import write_text
 
     main = place.data / "main"

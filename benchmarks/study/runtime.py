@@ -26,12 +26,12 @@ from rich.progress import Progress
 
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.config import ExportConfig
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.errors import ExportError
 from adalora_qat.evaluate.cases import evaluate_cases
-from adalora_qat.evaluate.statistics import compare, verdict
-from adalora_qat.export.runtime import OnnxPredictor
+from adalora_qat.evaluate.compare import compare, verdict
 from adalora_qat.files import sha256_file, write_json, write_text
+from adalora_qat.runtime.runtime import OnnxPredictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _machine import describe_machine

@@ -13,8 +13,8 @@ import beyond
 import crossing
 from lookup import Entry, Page, difference, four, shown, source, spread, table
 
-from adalora_qat.evaluate.paper import ABLATIONS, MODELS
 from adalora_qat.files import write_text
+from adalora_qat.report.paper import ABLATIONS, MODELS
 
 # Rows of the paper's tables by ours: (row, stage).
 PUBLISHED = {

@@ -74,7 +74,7 @@ class AugmentConfig(Section):
     """Standard deviation of Gaussian noise on a 0–1 image."""
     blur_px: Annotated[float, Field(ge=0)] = 0.0
     opacity: Fraction = 0.0
-    """Probability of painting opacities into the masks: see ``data.opacity``. Only sensible
+    """Probability of painting opacities into the masks: see ``samples.opacity``. Only sensible
     for organs whose truth includes diseased parts, as lung masks do."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip. Off by default: hearts are on the left, and a

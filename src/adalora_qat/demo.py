@@ -20,25 +20,25 @@ from adalora_qat.baselines.model_file import described
 from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, provenance
 from adalora_qat.config import RunConfig
-from adalora_qat.data.geometry import load_image, load_mask, to_grey_uint8
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.prepare import prepare
-from adalora_qat.data.records import Record
-from adalora_qat.data.splits import read_manifest, records_of
+from adalora_qat.corpus.prepare import prepare
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.evaluate.cases import evaluate_cases
-from adalora_qat.evaluate.figures import ranks_by_layer
 from adalora_qat.evaluate.mask_files import mask_path
-from adalora_qat.evaluate.report import Case, write_report
-from adalora_qat.evaluate.run_report import rank_history, run_content
-from adalora_qat.evaluate.style import save_figure
-from adalora_qat.export.bench import compare_speed
 from adalora_qat.export.run import export_stage
-from adalora_qat.export.runtime import OnnxPredictor
 from adalora_qat.files import write_json
+from adalora_qat.imaging.geometry import load_image, load_mask, to_grey_uint8
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.predictor import Predictor
 from adalora_qat.recipe import dump_config, load_config
+from adalora_qat.report.figures import ranks_by_layer
+from adalora_qat.report.page import Case, write_report
+from adalora_qat.report.style import save_figure
+from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.study.bench import compare_speed
+from adalora_qat.study.run_report import rank_history, run_content
 from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport
 

@@ -10,9 +10,9 @@ import torch
 from adalora_qat.baselines.training import BaselineTraining
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.config import RunConfig
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources
 

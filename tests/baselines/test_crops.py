@@ -8,10 +8,10 @@ import pytest
 from adalora_qat.baselines.crops import BoxCropDataset, crop_window, paste
 from adalora_qat.baselines.predict import BaselinePredictor
 from adalora_qat.config import BaselinesConfig, DataConfig, PromptConfig
-from adalora_qat.data.geometry import Frame, load_image, load_mask, mask_box
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
+from adalora_qat.imaging.geometry import Frame, load_image, load_mask, mask_box
+from adalora_qat.phantom.phantom import write_phantoms
 
 FRAME = Frame(64, "minmax")
 
@@ -76,7 +76,7 @@ def test_jitter_is_in_pixels_of_the_model_side(records: list[Record]) -> None:
         for epoch in range(1, 9):
             dataset.set_epoch(epoch)
             record = dataset.records[0]
-            from adalora_qat.data.streams import stream
+            from adalora_qat.samples.streams import stream
 
             mask = dataset._planes(record).masks[0]
             boxes.append(dataset._box(mask, stream("prompt", 0, epoch, record.id)))
@@ -88,7 +88,7 @@ def test_jitter_is_in_pixels_of_the_model_side(records: list[Record]) -> None:
 
 
 def test_a_crop_that_must_be_cached_at_its_own_side(records: list[Record], tmp_path: Path) -> None:
-    from adalora_qat.data.cache import PlaneCache
+    from adalora_qat.samples.cache import PlaneCache
 
     cache = PlaneCache(tmp_path, 128)
     cache.build(records, ("lung",))

@@ -18,11 +18,11 @@ from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.baselines.training import BaselineTraining
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder
 from adalora_qat.config import DataConfig
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.geometry import Frame
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import TrainingError, UserError
+from adalora_qat.imaging.geometry import Frame
 from adalora_qat.recipe import load_config
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.stages import Resources
 from adalora_qat.train.state import StepReport
 

@@ -13,7 +13,7 @@ from adalora_qat.baselines.model_file import described, load_net
 from adalora_qat.baselines.training import BaselineTraining
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.recipe import load_config
 from adalora_qat.train.stages import Resources

@@ -36,8 +36,8 @@ def refused(result: subprocess.CompletedProcess[str], *words: object) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a tiny run on phantoms, and evaluate its two float stages."""
-    from adalora_qat.data.phantom import write_phantoms
-    from adalora_qat.data.prepare import prepare
+    from adalora_qat.corpus.prepare import prepare
+    from adalora_qat.phantom.phantom import write_phantoms
 
     root = tmp_path_factory.mktemp("home")
     write_phantoms(root / "phantoms", 20, seed=0, side=64)

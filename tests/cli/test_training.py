@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adalora_qat.cli import app
 from adalora_qat.config import ModelConfig
-from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.model.weights import build
+from adalora_qat.phantom.phantom import write_phantoms
 
 TIMEOUT_S = 120
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.evaluate.fingerprint import answer_fingerprint, records_fingerprint
 from adalora_qat.predictor import Prediction
 

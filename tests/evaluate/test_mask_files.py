@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 

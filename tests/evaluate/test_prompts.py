@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from adalora_qat.data.geometry import check_box
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.prompts import BoxPrompt, parse_box
+from adalora_qat.imaging.geometry import check_box
 
 
 def square(height: int = 50, width: int = 60) -> np.ndarray:

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adalora_qat.data.phantom import phantom, write_phantoms
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.robustness import (
     DEGRADATIONS,
@@ -16,6 +15,7 @@ from adalora_qat.evaluate.robustness import (
     on_own_range,
     parse_altered,
 )
+from adalora_qat.phantom.phantom import phantom, write_phantoms
 from adalora_qat.predictor import Prediction
 
 IMAGE = phantom(3, side=256).image

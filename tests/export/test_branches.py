@@ -15,14 +15,14 @@ from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import kernel_counts
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.run import deployable
-from adalora_qat.export.session import inference_session, session_options
-from adalora_qat.export.size import onnx_entries
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensate
 from adalora_qat.quantize.convert import QuantizedLayer, convert
 from adalora_qat.quantize.policy import load_policy, parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.runtime.session import inference_session, session_options
+from adalora_qat.study.size import onnx_entries
 
 LOFTQ = QuantizeConfig(compensate="loftq", compensate_rank=3, compensate_targets=("*",))
 GROUPS = "weight: {bits: 4, granularity: group, group_size: 8}\n    activation: {bits: 8}"

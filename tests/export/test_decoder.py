@@ -6,8 +6,8 @@ import torch
 
 from adalora_qat.export.decoder import decode, embed_boxes, no_mask
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.runtime.session import inference_session, session_options
 
 
 @pytest.mark.parametrize("policy", ["none", "decoder", "weight-only"])

@@ -9,11 +9,11 @@ from torch import nn
 from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import all_nodes
-from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.export.tiny_vit_graph import rows_seen
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
 from adalora_qat.quantize.convert import QuantizedLayer
+from adalora_qat.runtime.session import inference_session, session_options
 
 # A policy that quantizes the inputs of TinyViT's convolutional stage as well.
 EVERYTHING = (

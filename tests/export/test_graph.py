@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adalora_qat.export.graph import OPSET, Graph
-from adalora_qat.export.session import inference_session, session_options
+from adalora_qat.runtime.session import inference_session, session_options
 
 
 def run(g: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

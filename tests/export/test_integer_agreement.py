@@ -20,12 +20,12 @@ from torch import nn
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.export import layers
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.quantize.convert import QuantizedLayer, convert
 from adalora_qat.quantize.numerics import Numerics
 from adalora_qat.quantize.pack import load_packed, save_packed
 from adalora_qat.quantize.policy import Policy, PolicyRow
 from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.runtime.session import inference_session, session_options
 
 LAYERS_A_TEST, TESTS = 100, 10
 KINDS = ("normal", "zeros", "outlier", "denormal", "saturating", "constant", "tiny", "huge")

@@ -10,10 +10,10 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export import layers
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import integer_products, kernel_counts
-from adalora_qat.export.session import inference_session, session_options
 from adalora_qat.quantize.convert import QuantizedLayer, convert
 from adalora_qat.quantize.policy import parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.runtime.session import inference_session, session_options
 
 Write = Callable[[Graph, nn.Module, str], str]
 INT8 = "weight: {bits: 8}\n    activation: {bits: 8}"

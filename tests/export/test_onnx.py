@@ -13,10 +13,10 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export.kernels import all_graphs, integer_products
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
-from adalora_qat.export.runtime import OnnxPredictor
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import prepare
+from adalora_qat.runtime.runtime import OnnxPredictor
 
 Converted = Callable[[str, str], Segmenter]
 Cases = Callable[..., list[ParityCase]]

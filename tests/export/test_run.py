@@ -5,13 +5,13 @@ import pytest
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, save_model
 from adalora_qat.config import ExportConfig, ModelConfig, RunConfig
-from adalora_qat.data.records import Record
-from adalora_qat.export.bench_report import phantom_records
-from adalora_qat.export.interactive import InteractivePredictor
+from adalora_qat.corpus.records import Record
 from adalora_qat.export.run import export_halves, export_stage
-from adalora_qat.export.runtime import OnnxPredictor
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
+from adalora_qat.runtime.interactive import InteractivePredictor
+from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.study.bench_report import phantom_records
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from adalora_qat.config import ModelConfig
-from adalora_qat.data.geometry import image_to_model, load_image
 from adalora_qat.errors import CheckpointError
+from adalora_qat.imaging.geometry import image_to_model, load_image
 from adalora_qat.model.weights import build
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -1,6 +1,6 @@
 import numpy as np
 
-from adalora_qat.data.automatic_prompt import automatic_box, predict_automatically
+from adalora_qat.imaging.automatic_prompt import automatic_box, predict_automatically
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.predictor import EncodesOnce

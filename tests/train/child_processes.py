@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.recipe import load_config
 from adalora_qat.train.processes import join
 from adalora_qat.train.stages import Resources, Training

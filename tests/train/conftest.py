@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from adalora_qat.config import RunConfig
-from adalora_qat.data.phantom import write_phantoms
-from adalora_qat.data.records import Record
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import read_source
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
 
 TINY = (

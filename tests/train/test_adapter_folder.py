@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.model.weights import build
 from adalora_qat.train.adapter_folder import write_adapter_folder

@@ -9,9 +9,9 @@ import torch
 
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.config import RunConfig
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.geometry import Frame
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
+from adalora_qat.imaging.geometry import Frame
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.features import Features
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.sampling import plan_epoch

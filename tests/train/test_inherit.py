@@ -6,7 +6,7 @@ import pytest
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import sha256_file
 from adalora_qat.train.inherit import inherit_stage1, source_of_stage1

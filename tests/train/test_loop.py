@@ -12,7 +12,7 @@ import torch
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import CheckpointError, ConfigError, TrainingError
 from adalora_qat.model.weights import build
 from adalora_qat.train import objective

@@ -9,7 +9,7 @@ import torch
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ConfigError, TrainingError
 from adalora_qat.export.run import deployable
 from adalora_qat.model.sam import Segmenter

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adalora_qat.checkpoint import MODEL_FILE, load_model
-from adalora_qat.data.phantom import write_phantoms
 from adalora_qat.errors import ConfigError, UserError
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.train.processes import accelerator_for
 
 # A tiny SAM: the ViT with window and global attention, FP32. 10 samples in steps of 4 leave 2
@@ -146,7 +146,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(
 def test_the_command_line_on_two_processes(
     tmp_path: Path, phantoms: Path, runs: Mapping[int, Path]
 ) -> None:
-    from adalora_qat.data.prepare import prepare
+    from adalora_qat.corpus.prepare import prepare
 
     prepare({"phantom": phantoms}, tmp_path / "data", 0)
     train = ["-m", "adalora_qat.cli", "train", "demo", *TINY, "--cpu", "--data", tmp_path / "data"]

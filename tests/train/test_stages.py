@@ -17,7 +17,7 @@ import torch
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import CheckpointError, DataError, TrainingError
 from adalora_qat.train.selection import choose_trainable_stage1
 from adalora_qat.train.stages import Resources, Training
@@ -128,7 +128,7 @@ import sys
 from pathlib import Path
 import torch
 from adalora_qat.checkpoint import RunFolder
-from adalora_qat.data.sources import read_source
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.train.stages import Resources, Training
 torch.set_num_threads(1)
 run = RunFolder.open(Path(sys.argv[1]))

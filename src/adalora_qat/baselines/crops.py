@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adalora_qat.config import DataConfig
-from adalora_qat.data.augment import augment
-from adalora_qat.data.cache import PlaneCache
-from adalora_qat.data.dataset import Sample, SegmentationDataset
-from adalora_qat.data.geometry import Frame, FrameMap, mask_to_model, to_channels, unit_range
-from adalora_qat.data.records import Record
-from adalora_qat.data.streams import stream
+from adalora_qat.corpus.records import Record
+from adalora_qat.imaging.geometry import Frame, FrameMap, mask_to_model, to_channels, unit_range
+from adalora_qat.samples.augment import augment
+from adalora_qat.samples.cache import PlaneCache
+from adalora_qat.samples.dataset import Sample, SegmentationDataset
+from adalora_qat.samples.streams import stream
 
 Window = tuple[int, int, int, int]
 SOURCE_FACTOR = 2

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adalora_qat.config import BaselinesConfig
-from adalora_qat.data.geometry import Frame
 from adalora_qat.errors import CheckpointError, ConfigError, UserError
 from adalora_qat.files import sha256_file
+from adalora_qat.imaging.geometry import Frame
 from adalora_qat.model.weights import WeightsOrigin, load_strictly, read_state
 
 RANDOM: Final = WeightsOrigin("random", None)

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adalora_qat.data.dataset import Sample, SegmentationDataset
 from adalora_qat.files import atomic_write, write_json, write_text
+from adalora_qat.samples.dataset import Sample, SegmentationDataset
 
 Progress = Callable[[int, int, str], None]
 

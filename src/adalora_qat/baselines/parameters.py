@@ -18,7 +18,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def count_baseline(config: RunConfig) -> dict[str, Any]:
-    """Count a baseline's parameters, all of which train; as ``train.parameters`` counts.
+    """Count a baseline's parameters, all of which train; as ``study.parameters`` counts.
 
     Raises
     ------

@@ -14,7 +14,8 @@ from adalora_qat.baselines.model_file import described, load_net
 from adalora_qat.baselines.networks import BaselineNet, frame_of
 from adalora_qat.baselines.nnunet import NnunetAnswerer
 from adalora_qat.config import BaselinesConfig
-from adalora_qat.data.geometry import (
+from adalora_qat.errors import CheckpointError
+from adalora_qat.imaging.geometry import (
     FrameMap,
     check_box,
     logits_to_original,
@@ -24,7 +25,6 @@ from adalora_qat.data.geometry import (
     unit_range,
     whole_box,
 )
-from adalora_qat.errors import CheckpointError
 from adalora_qat.predictor import Prediction
 
 Unit = NDArray[np.float32]

@@ -17,10 +17,10 @@ from adalora_qat.baselines.nnunet_data import export_samples
 from adalora_qat.baselines.nnunet_process import WEIGHTS, Task
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, remove_checkpoints, write_provenance
 from adalora_qat.config import AugmentConfig
-from adalora_qat.data.cache import PlaneCache
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ConfigError, DataError
+from adalora_qat.samples.cache import PlaneCache
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import write_history
 from adalora_qat.train.processes import accelerator_for

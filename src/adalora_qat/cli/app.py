@@ -57,7 +57,7 @@ def named_paths(given: Sequence[str]) -> dict[str, Path]:
 def predictor_of(model: Path, *, cpu: bool) -> Any:
     """Load what a user calls a model: an ONNX file, a stage's file or a run folder."""
     if model.suffix == ".onnx":
-        from adalora_qat.export.runtime import OnnxPredictor
+        from adalora_qat.runtime.runtime import OnnxPredictor
 
         return OnnxPredictor(model)
 
@@ -87,7 +87,7 @@ def print_json(value: Any) -> None:
 
 def labelled_records(manifest: Any, split: str, targets: Sequence[str]) -> list[Any]:
     """Return the records of a split that have a mask for every target."""
-    from adalora_qat.data.splits import records_of
+    from adalora_qat.corpus.splits import records_of
 
     records = records_of(manifest, split)
     return [record for record in records if all(map(record.mask_parts, targets))]

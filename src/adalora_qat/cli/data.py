@@ -31,7 +31,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Read data sets, quarantine what is unfit, group duplicates, split 80:10:10."""
-    from adalora_qat.data.prepare import prepare as prepare_data
+    from adalora_qat.corpus.prepare import prepare as prepare_data
 
     with watching() as watch:
         report = prepare_data(

@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.export.run import export_halves, export_stage
 
     folder = RunFolder.open(run)
@@ -95,9 +95,9 @@ def segment(
     Without a box the model finds one itself. A line warns of images that are rotated, inverted or
     unlike the training data, and of odd masks.
     """
-    from adalora_qat.export.runtime import OnnxPredictor
-    from adalora_qat.export.segment import segment_files
-    from adalora_qat.export.shipped import shipped_predictor
+    from adalora_qat.runtime.runtime import OnnxPredictor
+    from adalora_qat.runtime.segment import segment_files
+    from adalora_qat.runtime.shipped import shipped_predictor
 
     chosen = shipped_predictor if model is None else partial(OnnxPredictor, model)
     predictor = chosen(threads=threads)
@@ -139,9 +139,9 @@ def ship(
 ) -> None:
     """Make the model that ships: export, calibrate, fit the warnings, write card and sums."""
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.data.splits import read_manifest
-    from adalora_qat.export.ship import ship as make
-    from adalora_qat.export.shipped import weights_folder
+    from adalora_qat.corpus.splits import read_manifest
+    from adalora_qat.release.ship import ship as make
+    from adalora_qat.runtime.shipped import weights_folder
 
     folder, manifest = RunFolder.open(run), read_manifest(data)
     targets = folder.config.data.prompt.targets[:1]
@@ -170,7 +170,7 @@ def size(
     as_json: Json = False,
 ) -> None:
     """Count the bytes of the file that ships, by part and precision, and compare with FP32."""
-    from adalora_qat.export.size import DESCRIPTION, size_of
+    from adalora_qat.study.size import DESCRIPTION, size_of
 
     found = size_of(model, policy)
     if as_json:
@@ -210,9 +210,9 @@ def bench(
 ) -> None:
     """Compare models on this machine: size, load time, latency, memory, Dice, agreement."""
     from adalora_qat.checkpoint import provenance
-    from adalora_qat.data.splits import read_manifest
-    from adalora_qat.export import bench_report
+    from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.files import write_json
+    from adalora_qat.study import bench_report
 
     if out is not None and out.is_dir():
         raise DataError(f"--out {out} is a folder; name the JSON file to write")

@@ -22,7 +22,7 @@ from adalora_qat.cli.watch import watching
 from adalora_qat.errors import DataError
 
 if TYPE_CHECKING:
-    from adalora_qat.evaluate.study import Study
+    from adalora_qat.study.study import Study
 
 Baseline = Annotated[str, typer.Option(help="The model that all others are compared with.")]
 Margin = Annotated[
@@ -47,12 +47,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split: one row a case, at the original size."""
-    from adalora_qat.data.splits import read_manifest, records_of
+    from adalora_qat.corpus.splits import read_manifest, records_of
     from adalora_qat.demo import summarise
     from adalora_qat.evaluate.cases import evaluate_cases
-    from adalora_qat.reporting.facts import facts_of, read_facts, write_facts
-    from adalora_qat.reporting.measure import machine_of
-    from adalora_qat.reporting.models import model_at
+    from adalora_qat.study.facts import facts_of, read_facts, write_facts
+    from adalora_qat.study.measure import machine_of
+    from adalora_qat.study.models import model_at
 
     targets = target or ["lung"]
     records = records_of(read_manifest(data), split)
@@ -88,10 +88,10 @@ def reliability(
 
     from adalora_qat.evaluate.calibration import calibration_summary
     from adalora_qat.evaluate.calibration import reliability as grouped
-    from adalora_qat.evaluate.case_figures import reliability as diagram
     from adalora_qat.evaluate.case_table import read_cases
-    from adalora_qat.evaluate.style import save_figure
     from adalora_qat.files import write_text
+    from adalora_qat.report.case_figures import reliability as diagram
+    from adalora_qat.report.style import save_figure
 
     cases = pd.concat([read_cases(path) for path in evaluations], ignore_index=True)
     summary = calibration_summary(cases)
@@ -145,8 +145,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare models case by case: the paper's Tables 1 to 3, tests, and verdicts in words."""
-    from adalora_qat.evaluate.study import write_study
-    from adalora_qat.reporting.tables import study_of
+    from adalora_qat.study.entries import study_of
+    from adalora_qat.study.study import write_study
 
     if out is not None and out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; give a folder")
@@ -213,10 +213,10 @@ def report(
 
     Stopped, it goes on where it was: results are kept in OUT_files, named after what they measure.
     """
-    from adalora_qat.data.splits import read_manifest, records_of
-    from adalora_qat.reporting.measure import Bench, some
-    from adalora_qat.reporting.models import models_of
-    from adalora_qat.reporting.study_page import Scope, report_study
+    from adalora_qat.corpus.splits import read_manifest, records_of
+    from adalora_qat.study.measure import Bench, some
+    from adalora_qat.study.models import models_of
+    from adalora_qat.study.study_page import Scope, report_study
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"--out {out} must be a page, as in report.html")
@@ -241,7 +241,7 @@ def _values(study: Study) -> dict[str, Any]:
     from dataclasses import asdict
 
     from adalora_qat.demo import summarise
-    from adalora_qat.evaluate.study import comparison_values
+    from adalora_qat.study.study import comparison_values
 
     by_model = study.cases.groupby("model", sort=False)
     return {
@@ -256,7 +256,7 @@ def _values(study: Study) -> dict[str, Any]:
 
 
 def _print_study(study: Study) -> None:
-    from adalora_qat.evaluate.tables import markdown
+    from adalora_qat.report.tables import markdown
 
     segmentation, _, efficiency, ablation = study.tables
     for table in (segmentation, efficiency, ablation):

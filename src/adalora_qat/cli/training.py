@@ -105,7 +105,7 @@ def train(
     """
     from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.data.splits import read_manifest
+    from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.demo import draw_ranks
     from adalora_qat.recipe import load_config
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
@@ -214,9 +214,9 @@ def params(
 ) -> None:
     """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
     from adalora_qat.baselines.parameters import count_baseline
-    from adalora_qat.evaluate.paper_parameters import beside_the_paper
     from adalora_qat.recipe import load_config
-    from adalora_qat.train.parameters import count_parameters, layer_numerics
+    from adalora_qat.study.paper_parameters import beside_the_paper
+    from adalora_qat.study.parameters import count_parameters, layer_numerics
 
     config = load_config(recipe, overrides or [])
     if config.baselines is not None and policy:

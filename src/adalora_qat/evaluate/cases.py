@@ -23,9 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from adalora_qat.data.automatic_prompt import predict_automatically
-from adalora_qat.data.geometry import load_image
-from adalora_qat.data.records import MASK_KINDS, Record
+from adalora_qat.corpus.records import MASK_KINDS, Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
 from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
@@ -34,6 +32,8 @@ from adalora_qat.evaluate.journal import Journal
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
 from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
+from adalora_qat.imaging.automatic_prompt import predict_automatically
+from adalora_qat.imaging.geometry import load_image
 from adalora_qat.predictor import Prediction, Predictor, uses_boxes
 
 Mask = NDArray[np.bool_]

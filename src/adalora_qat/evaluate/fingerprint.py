@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.predictor import Predictor
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adalora_qat.data.image_file import load_mask
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write
+from adalora_qat.imaging.image_file import load_mask
 
 Mask = NDArray[np.bool_]
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adalora_qat.data.geometry import mask_box
 from adalora_qat.errors import DataError
+from adalora_qat.imaging.geometry import mask_box
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class BoxPrompt:
     Attributes
     ----------
     kind : ``oracle``, the box of the true mask; ``whole``, no prompt; ``automatic``, the box
-        that the model finds from the whole image (``data.automatic_prompt``); ``none``, what a
+        that the model finds from the whole image (``imaging.automatic_prompt``); ``none``, what a
         model is given that looks at the image alone.
     jitter_px : each edge of an oracle box moves by its own uniform integer in ±jitter_px, in
         pixels of the original, clipped to the image.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.cases import Alteration, evaluate_cases
 from adalora_qat.predictor import Predictor, uses_boxes

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from adalora_qat.errors import ExportError
-from adalora_qat.export.session import inference_session, session_options
+from adalora_qat.runtime.session import inference_session, session_options
 
 # Operators that multiply integers, and those that multiply floats, after optimization.
 INTEGER_KERNELS = frozenset({"QGemm", "QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat"})

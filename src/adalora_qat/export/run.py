@@ -11,18 +11,18 @@ import numpy as np
 from adalora_qat.adapt.inject import adapters, merge
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import DataConfig
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.geometry import Frame, boxes_to_model, image_to_model, mask_box
-from adalora_qat.data.phantom import phantom
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
+from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.phantom.phantom import phantom
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.convert import convert
 from adalora_qat.quantize.prepare import quantized_layers
+from adalora_qat.samples.dataset import SegmentationDataset
 
 Progress = Callable[[int, int, str], None]
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adalora_qat.data.geometry import (
+from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
     check_box,

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
-from adalora_qat.data.geometry import Frame
 from adalora_qat.errors import ConfigError
+from adalora_qat.imaging.geometry import Frame
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adalora_qat.data.dataset import SegmentationDataset
 from adalora_qat.errors import ConfigError
 from adalora_qat.model.fast_inference import fast_encoder
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.objective import Entry
 
 Progress = Callable[[int, int, str], None]

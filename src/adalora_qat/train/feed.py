@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch import Tensor
 
-from adalora_qat.data.dataset import SegmentationDataset, collate
+from adalora_qat.samples.dataset import SegmentationDataset, collate
 from adalora_qat.train.features import Features
 from adalora_qat.train.sampling import MicroBatch
 

@@ -25,9 +25,7 @@ from adalora_qat.checkpoint import (
     save_model,
     write_provenance,
 )
-from adalora_qat.data.cache import PlaneCache
-from adalora_qat.data.dataset import SegmentationDataset
-from adalora_qat.data.records import Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.files import write_json, write_text
 from adalora_qat.model.fast_attention import install_best
@@ -39,6 +37,8 @@ from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.samples.cache import PlaneCache
+from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history

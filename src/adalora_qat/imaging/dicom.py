@@ -1,0 +1,245 @@
+"""Radiograph DICOM → pixels with bright bones, spacing and a salted patient hash.
+
+What is no radiograph (CT, several frames, colour, a saved web page) is refused with the
+reason. Sections cited are of DICOM PS3.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import config as pydicom_config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from adalora_qat.errors import DataError
+from adalora_qat.imaging.dicom_pixels import MAX_PIXELS, display, stored_values
+
+DEFAULT_SALT = "adalora-qat"
+
+# CR and DX are radiographs, RG is scanned film, DR is what some archives write for DX.
+RADIOGRAPHS = ("CR", "DX", "RG", "DR")
+# These say nothing; then the storage class must.
+VAGUE = ("OT", "")
+RADIOGRAPH_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.1": "computed radiography",
+    "1.2.840.10008.5.1.4.1.1.1.1": "digital X-ray for presentation",
+    "1.2.840.10008.5.1.4.1.1.1.1.1": "digital X-ray for processing",
+    "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
+}
+OTHER_MODALITIES = {
+    "CT": "computed tomography", "MR": "magnetic resonance", "US": "ultrasound",
+    "NM": "nuclear medicine", "PT": "positron emission tomography", "XA": "angiography",
+    "RF": "fluoroscopy", "MG": "mammography", "SEG": "a segmentation", "SR": "a report",
+    "PR": "a presentation state", "DOC": "a document", "ES": "endoscopy",
+}  # fmt: skip
+# What lies about under the name of a DICOM file; the first bytes tell.
+OTHER_FILES = {
+    b"<": "a web page or XML: the download failed, fetch it again",
+    b"{": "JSON text, not DICOM",
+    b"PK": "a zip archive: unpack it",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"\x89PNG": "a PNG image: name it .png",
+    b"\xff\xd8\xff": "a JPEG image: name it .jpg",
+    b"%PDF": "a PDF document",
+}
+# A whole image of MAX_PIXELS in 16 bits, with room for the header.
+MAX_BYTES = 2 * MAX_PIXELS + 50_000_000
+# Detectors have 0.1–0.2 mm, thumbnails a few mm; beyond that the number is a mistake
+# (files with a spacing of 0 are in circulation).
+SPACING_RANGE_MM = (0.01, 10.0)
+# What archives write in place of an id; taken for one, it would make one patient of many.
+NO_IDS = {"", "anonymous", "anonymized", "anonymised", "anon", "unknown", "none", "na", "0"}
+# zlib may blow a file up a thousandfold before anything can be checked.
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a radiograph's header says.
+
+    Attributes
+    ----------
+    height, width : pixels.
+    spacing_mm : (row, column); None where the file gives none or an impossible one.
+    patient : salted hash of the patient id, 16 hex digits; None where the file gives none.
+    modality : as written.
+    transfer_syntax : name of the encoding.
+    """
+
+    height: int
+    width: int
+    spacing_mm: tuple[float, float] | None
+    patient: str | None
+    modality: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True)
+class DicomImage(DicomHeader):
+    """A radiograph.
+
+    Attributes
+    ----------
+    pixels : (H, W) uint16, bones bright; 0 is black and 65535 white on a viewer.
+    shown_by : what mapped stored values to grey: "VOI LUT", "window" or "full range".
+    inverted : whether the stored values were bright for air.
+    """
+
+    pixels: NDArray[np.uint16]
+    shown_by: str
+    inverted: bool
+
+
+def read_dicom_header(path: Path, salt: str = DEFAULT_SALT) -> DicomHeader:
+    """Read and check the header of a radiograph, without its pixels.
+
+    Raises
+    ------
+    DataError
+        If the file is not DICOM or not a radiograph, with the reason.
+    """
+    with _refusing(path):
+        return _header(_open(path, header_only=True), salt)
+
+
+def read_dicom(path: Path, salt: str = DEFAULT_SALT) -> DicomImage:
+    """Read a radiograph the way a viewer shows it, bones bright.
+
+    Parameters
+    ----------
+    salt : mixed into the patient hash. Hashes of one salt can be compared; only who knows
+        the salt can test a guessed id, so a public release should use a secret one.
+
+    Raises
+    ------
+    DataError
+        If the file is not DICOM, not a radiograph, damaged, or its encoding has no decoder.
+    """
+    with _refusing(path):
+        dataset = _open(path, header_only=False)
+        header = _header(dataset, salt)
+        stored = stored_values(dataset)
+        pixels, shown_by, inverted = display(dataset, stored)
+        return DicomImage(**vars(header), pixels=pixels, shown_by=shown_by, inverted=inverted)
+
+
+def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
+    """Return 16 hex digits of HMAC-SHA-256 of an id, or None for what only stands in for one."""
+    plain = patient_id.strip("\0 ")
+    if plain.lower() in NO_IDS:
+        return None
+    return hmac.new(salt.encode(), plain.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Name the file in refusals, and turn whatever damage makes pydicom raise into one."""
+    try:
+        with warnings.catch_warnings(), pydicom_config.disable_value_validation():
+            # pydicom warns of every odd value; what matters here is checked here.
+            warnings.simplefilter("ignore")
+            yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error.__cause__
+    except Exception as error:  # hostile bytes make parsers and decoders raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{path}: damaged or truncated DICOM ({reason[:200]}); copy it again or leave it out"
+        ) from error
+
+
+def _open(path: Path, header_only: bool) -> Dataset:
+    if not path.is_file():
+        raise DataError("no such file; check the path")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise DataError(f"{size} bytes long, which no radiograph is; copy it again")
+    with path.open("rb") as handle:
+        head = handle.read(1024)
+    _check_signature(head)
+    if DEFLATED in head:
+        raise DataError("in the deflated transfer syntax; rewrite it uncompressed (dcmconv +te)")
+    dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
+    if "Rows" not in dataset or "Columns" not in dataset:
+        kind = "DICOM without an image" if head[128:132] == b"DICM" else "not a DICOM file"
+        raise DataError(f"{kind} (no rows and columns in it); leave it out")
+    _complete_transfer_syntax(dataset)
+    return dataset
+
+
+def _check_signature(head: bytes) -> None:
+    if head[128:132] == b"DICM":
+        return
+    for signature, what in OTHER_FILES.items():
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(signature):
+            raise DataError(f"not DICOM but {what}")
+
+
+def _complete_transfer_syntax(dataset: Dataset) -> None:
+    """Write down the encoding that a file without a meta header was read with."""
+    if not getattr(dataset, "file_meta", None):
+        dataset.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+
+
+def _header(dataset: Dataset, salt: str) -> DicomHeader:
+    modality = _text(dataset, "Modality").upper()
+    _check_radiograph(dataset, modality)
+    height, width = int(dataset.Rows), int(dataset.Columns)
+    if not 0 < height * width <= MAX_PIXELS:
+        raise DataError(f"{height}x{width} pixels, which no radiograph has")
+    return DicomHeader(
+        height=height,
+        width=width,
+        spacing_mm=_spacing_mm(dataset),
+        patient=patient_hash(_text(dataset, "PatientID"), salt),
+        modality=modality,
+        transfer_syntax=dataset.file_meta.TransferSyntaxUID.name,
+    )
+
+
+def _check_radiograph(dataset: Dataset, modality: str) -> None:
+    storage = _text(dataset, "SOPClassUID")
+    if modality not in RADIOGRAPHS + VAGUE:
+        what = OTHER_MODALITIES.get(modality, "of a kind this package does not know")
+        raise DataError(f"modality {modality} ({what}) is not a radiograph; leave it out")
+    if modality in VAGUE and storage not in RADIOGRAPH_CLASSES:
+        raise DataError(
+            f"neither its modality ({modality or 'empty'}) nor its storage class "
+            f"({storage or 'empty'}) says that it is a radiograph; leave it out"
+        )
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise DataError(f"{frames} frames in one file, which a radiograph has not; leave it out")
+
+
+def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
+    """Return (row, column) spacing: in the patient, or else at the detector (10.7.1.3)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            row, column = (float(value) for value in dataset.get(keyword) or ())
+        except (TypeError, ValueError):
+            continue
+        low, high = SPACING_RANGE_MM
+        if low <= row <= high and low <= column <= high:
+            return row, column
+    return None
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value: Any = dataset.get(keyword)
+    return "" if value is None else str(value).strip("\0 ")

@@ -1,0 +1,86 @@
+"""Is a mask of both lungs like those of the training set? Its size, balance and steadiness.
+
+NumPy only. All limits are quantiles of the training set, widened; they stand in the model's
+file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adalora_qat.runtime.input_check import Finding
+
+IMPLAUSIBLE = "implausible_mask"
+UNSTEADY = "unsteady_mask"
+LOW = "low_confidence"
+
+
+@dataclass(frozen=True)
+class Plausibility:
+    """Limits on a mask.
+
+    Attributes
+    ----------
+    least_area, most_area : share of the image that it covers.
+    least_balance : the smaller of its halves, left and right of the middle of its box, as a
+        share of the larger: a missed lung leaves one half empty.
+    least_agreement : IoU of the first and the second pass of the automatic prompt.
+    least_confidence : expected IoU.
+    """
+
+    least_area: float
+    most_area: float
+    least_balance: float
+    least_agreement: float
+    least_confidence: float
+
+    def look(
+        self,
+        mask: NDArray[np.bool_],
+        confidence: float,
+        first: NDArray[np.bool_] | None = None,
+    ) -> list[Finding]:
+        """Return what is odd about a mask (H, W), and about its first pass if there was one."""
+        share = float(mask.mean())
+        if share < self.least_area:
+            return [Finding(IMPLAUSIBLE, "the mask is very small", share, self.least_area)]
+        found = []
+        if share > self.most_area:
+            found.append(Finding(IMPLAUSIBLE, "the mask is very large", share, self.most_area))
+        even = balance(mask)
+        if even < self.least_balance:
+            words = "one side of the mask is much smaller than the other"
+            found.append(Finding(IMPLAUSIBLE, words, even, self.least_balance))
+        same = 1.0 if first is None else agreement(first, mask)
+        if same < self.least_agreement:
+            words = "the mask changes much with the box"
+            found.append(Finding(UNSTEADY, words, same, self.least_agreement))
+        if confidence < self.least_confidence:
+            words = "the model is not sure of the mask"
+            found.append(Finding(LOW, words, confidence, self.least_confidence))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the model's metadata."""
+        return {key: round(value, 5) for key, value in asdict(self).items()}
+
+
+def balance(mask: NDArray[np.bool_]) -> float:
+    """Return the area of the lesser half of a mask as a share of the other; 0 if it is empty."""
+    columns = mask.sum(axis=0)
+    filled = np.flatnonzero(columns)
+    if filled.size == 0:
+        return 0.0
+    middle = (filled[0] + filled[-1] + 1) // 2
+    halves = int(columns[:middle].sum()), int(columns[middle:].sum())
+    return min(halves) / max(halves)
+
+
+def agreement(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the IoU of two masks; two empty ones agree."""
+    union = int((one | other).sum())
+    return 1.0 if union == 0 else int((one & other).sum()) / union

@@ -1,0 +1,131 @@
+"""Image files of every kind a radiograph arrives in, and those that must be refused."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from adalora_qat.errors import DataError
+from adalora_qat.imaging.image_file import load_image, load_mask
+
+RAMP = np.add.outer(np.arange(40) * 3, np.arange(50) * 2).astype(np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_eight_bit_grey_and_colour_come_back_as_they_are(tmp_path: Path) -> None:
+    grey = saved(tmp_path / "grey.png", Image.fromarray(RAMP))
+    np.testing.assert_array_equal(load_image(grey), RAMP)
+    rgb = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
+    colour = saved(tmp_path / "colour.tif", Image.fromarray(rgb))
+    np.testing.assert_array_equal(load_image(colour), rgb)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "CMYK", "1"])
+def test_other_modes_are_read_as_grey_or_colour(tmp_path: Path, mode: str) -> None:
+    suffix = "tif" if mode == "CMYK" else "png"
+    pixels = load_image(
+        saved(tmp_path / f"image.{suffix}", Image.fromarray(RAMP).convert("RGB").convert(mode))
+    )
+    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    assert pixels.dtype == np.uint8
+    if mode == "1":
+        assert set(np.unique(grey)) == {0, 255}
+    else:
+        # CMYK and the web palette are not exact.
+        assert np.abs(grey.astype(int) - RAMP).max() <= {"P": 60, "CMYK": 2}.get(mode, 0)
+
+
+def test_transparency_lies_over_black(tmp_path: Path) -> None:
+    rgba = np.dstack([RAMP, RAMP, RAMP, np.full_like(RAMP, 255)])
+    rgba[:10, :, 3] = 0
+    pixels = load_image(saved(tmp_path / "alpha.png", Image.fromarray(rgba)))
+    assert not pixels[:10].any()
+    np.testing.assert_array_equal(pixels[10:, :, 0], RAMP[10:])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_come_whole(tmp_path: Path, suffix: str, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (31, 17, channels)).astype(np.uint16)
+    path = tmp_path / f"deep.{suffix}"
+    cv2.imwrite(str(path), pixels[..., ::-1])
+    np.testing.assert_array_equal(load_image(path), pixels.squeeze())
+
+
+def test_integer_and_float_tiffs_keep_their_values(tmp_path: Path) -> None:
+    wide = RAMP.astype(np.int32) * 1000 - 7
+    np.testing.assert_array_equal(
+        load_image(saved(tmp_path / "i.tif", Image.fromarray(wide))), wide
+    )
+    real = RAMP.astype(np.float32) / 7
+    np.testing.assert_array_equal(
+        load_image(saved(tmp_path / "f.tif", Image.fromarray(real))), real
+    )
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn by 90° clockwise to see it upright
+    path = saved(tmp_path / "side.png", Image.fromarray(RAMP), exif=exif)
+    np.testing.assert_array_equal(load_image(path), np.rot90(RAMP, -1))
+
+
+def test_one_page_is_read_and_several_are_refused(tmp_path: Path) -> None:
+    page = Image.fromarray(RAMP)
+    assert load_image(saved(tmp_path / "one.tif", page)).shape == (40, 50)
+    many = saved(tmp_path / "many.tif", page, save_all=True, append_images=[page, page])
+    with pytest.raises(DataError, match=r"many\.tif has 3 pages"):
+        load_image(many)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("cut", [3, 12, 300, 0.5])
+def test_truncation_is_found_wherever_it_falls(tmp_path: Path, suffix: str, cut: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    path = saved(tmp_path / f"cut.{suffix}", Image.fromarray(noise))
+    content = path.read_bytes()
+    keep = int(len(content) * cut) if cut < 1 else len(content) - int(cut)
+    # The tags of a TIFF stand at its end; everything a bitmap holds is pixels.
+    path.write_bytes(content[:keep])
+    with pytest.raises(DataError, match=rf"cut\.{suffix}.*(truncated|damaged)"):
+        load_image(path)
+
+
+def test_missing_constant_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.png does not exist"):
+        load_image(tmp_path / "none.png")
+    with pytest.raises(DataError, match="does not exist"):
+        load_image(tmp_path)
+    flat = saved(tmp_path / "flat.png", Image.new("L", (9, 9), 128))
+    with pytest.raises(DataError, match=r"flat\.png is an image of one colour"):
+        load_image(flat)
+    page = tmp_path / "page.jpg"
+    page.write_text("<html>not found</html>")
+    with pytest.raises(DataError, match=r"page\.jpg cannot be read as an image"):
+        load_image(page)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match=r"empty\.png cannot be read"):
+        load_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("foreground", [1, 255])
+def test_masks_are_read_whatever_their_foreground(tmp_path: Path, foreground: int) -> None:
+    expected = RAMP > 100
+    grey = (expected * foreground).astype(np.uint8)
+    for name, image in {
+        "grey.png": Image.fromarray(grey),
+        "colour.png": Image.fromarray(np.dstack([grey] * 3)),
+        "bits.png": Image.fromarray(expected),
+    }.items():
+        np.testing.assert_array_equal(load_mask(saved(tmp_path / name, image)), expected)
+
+
+def test_mask_without_foreground_is_all_false(tmp_path: Path) -> None:
+    path = saved(tmp_path / "empty.png", Image.new("L", (9, 9)))
+    assert not load_mask(path).any()

@@ -1,0 +1,70 @@
+"""A hand-made model file with known answers: the mask is where the image is bright in the box."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from adalora_qat.imaging.geometry import Frame
+from adalora_qat.runtime.metadata import ModelMetadata
+
+SIDE, LOW = 32, 16
+
+
+def toy_metadata(**changes: object) -> ModelMetadata:
+    values = {
+        "variant": "toy",
+        "frame": Frame(SIDE, "minmax"),
+        "low_res_side": LOW,
+        "policy": "none",
+        "product_version": "0",
+        "sources": {"weights": "ab" * 32},
+        "parity": {"dice_min": 1.0},
+    }
+    return ModelMetadata(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def write_toy(path: Path, metadata: ModelMetadata | None = None) -> Path:
+    """Logits = mean of each 2x2 of channel 0 − 0.5, the same for each box; iou = x0 / 100."""
+    node = helper.make_node
+    nodes = [
+        node("AveragePool", ["image"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Slice", ["small", "zero", "one", "axis"], ["channel"]),
+        node("Sub", ["channel", "half"], ["centred"]),
+        node("Slice", ["boxes", "zero", "one", "last"], ["x0"]),
+        node("Reshape", ["x0", "row"], ["x0_row"]),
+        node("Div", ["x0_row", "hundred"], ["iou"]),
+        node("Reshape", ["iou", "column"], ["iou_column"]),
+        node("Mul", ["iou_column", "zero_float"], ["zeros"]),
+        node("Add", ["centred", "zeros"], ["logits"]),
+    ]
+    constants = {
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "axis": np.array([1]),
+        "last": np.array([2]),
+        "half": np.float32(0.5),
+        "hundred": np.float32(100),
+        "zero_float": np.float32(0),
+        "row": np.array([1, -1]),
+        "column": np.array([1, -1, 1, 1]),
+    }
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [
+            value("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE]),
+            value("boxes", TensorProto.FLOAT, [1, "N", 4]),
+        ],
+        [
+            value("logits", TensorProto.FLOAT, [1, "N", LOW, LOW]),
+            value("iou", TensorProto.FLOAT, [1, "N"]),
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, (metadata or toy_metadata()).to_props())
+    onnx.save(model, path)
+    return path
