@@ -21,9 +21,9 @@ from adalora_qat.baselines.nnunet_process import CONFIGURATION, EPOCHS, EVENT, W
 from adalora_qat.checkpoint import read_tensors
 from adalora_qat.errors import TrainingError, UserError
 from adalora_qat.model.weights import load_strictly
+from adalora_qat.progress import Progress
 from adalora_qat.train.state import StepReport
 
-Progress = Callable[[int, int, str], None]
 STAGE = "stage1"
 
 

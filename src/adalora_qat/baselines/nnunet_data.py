@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adalora_qat.files import atomic_write, write_json, write_text
+from adalora_qat.progress import Progress
 from adalora_qat.samples.dataset import Sample, SegmentationDataset
-
-Progress = Callable[[int, int, str], None]
 
 DATASET_ID: Final = 1
 DATASET: Final = f"Dataset{DATASET_ID:03d}_radiographs"

@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adalora_qat.corpus.neighbours import Candidate, Progress, candidates
+from adalora_qat.corpus.neighbours import Candidate, candidates
 from adalora_qat.corpus.records import Record
 from adalora_qat.corpus.registration import SAME_IMAGE, Layers, similarity
+from adalora_qat.progress import Progress
 
 SAME_PIXELS = "same pixels"
 NEAR_DUPLICATE = "near duplicate"

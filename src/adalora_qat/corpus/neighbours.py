@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adalora_qat.corpus.descriptor import WHOLE, WINDOWS, Window, window_map
+from adalora_qat.progress import Progress
 
 DIMENSIONS = 160
 # A corpus tells its own covariance only as far as it has images; up to about this many, the
@@ -53,8 +53,6 @@ MAX_CANDIDATES = 6
 FEW = 4096
 _BLOCK = 4096
 _SEED = 20240607
-
-Progress = Callable[[int, int, str], None]
 
 
 class Candidate(NamedTuple):

@@ -27,7 +27,6 @@ from adalora_qat.corpus.duplicates import (
 )
 from adalora_qat.corpus.fingerprint import Measuring, available_cores, fingerprint_all
 from adalora_qat.corpus.fingerprint_store import Facts, FingerprintStore, stamp
-from adalora_qat.corpus.neighbours import Progress
 from adalora_qat.corpus.outcome import (
     EXTERNAL_TWIN,
     NOT_USED,
@@ -43,6 +42,7 @@ from adalora_qat.corpus.splits import MANIFEST_COLUMNS, assign_splits, write_man
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write, write_json
 from adalora_qat.imaging.dicom import DEFAULT_SALT
+from adalora_qat.progress import Progress
 
 
 def prepare(

@@ -35,9 +35,9 @@ from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.imaging.automatic_prompt import predict_automatically
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.predictor import Prediction, Predictor, uses_boxes
+from adalora_qat.progress import Progress
 
 Mask = NDArray[np.bool_]
-Progress = Callable[[int, int, str], None]
 
 OK = "ok"
 NO_BOX = "no oracle box: the truth is empty"

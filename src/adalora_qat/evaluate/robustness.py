@@ -24,10 +24,10 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.cases import Alteration, evaluate_cases
 from adalora_qat.predictor import Predictor, uses_boxes
+from adalora_qat.progress import Progress
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Progress = Callable[[int, int, str], None]
 
 REFERENCE_SIDE = 512
 """Blur is stated in pixels of an image whose longest side is this; others scale with it."""

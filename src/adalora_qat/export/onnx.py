@@ -27,9 +27,10 @@ from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_p
 from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import require_integer_kernels
-from adalora_qat.export.parity import Model, Parity, ParityCase, Progress, measure
+from adalora_qat.export.parity import Model, Parity, ParityCase, measure
 from adalora_qat.files import atomic_write
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
+from adalora_qat.progress import Progress
 
 # (image (3, S, S), boxes (N, 4) in the model frame) → logits (N, L, L), predicted IoU (N).
 Model = Callable[
     [NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
 ]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.phantom.phantom import phantom
+from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.convert import convert
 from adalora_qat.quantize.prepare import quantized_layers
 from adalora_qat.samples.dataset import SegmentationDataset
-
-Progress = Callable[[int, int, str], None]
 
 HALVES = ("encoder", "decoder")
 

@@ -16,7 +16,7 @@ side of the picture in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from PIL import Image
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write
 from adalora_qat.phantom.chest import Chest, Field
-
-Progress = Callable[[int, int, str], None]
+from adalora_qat.progress import Progress
 
 ORGANS = ("left_lung", "right_lung", "heart")
 SMALLEST_SIDE = 32

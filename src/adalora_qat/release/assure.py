@@ -20,6 +20,7 @@ from adalora_qat.evaluate.prompts import BoxPrompt
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import load_image, logits_to_original
+from adalora_qat.progress import Progress
 from adalora_qat.release.fit_input_check import fit_input_check
 from adalora_qat.release.views import upright_views, views
 from adalora_qat.runtime.assurance import Assurance
@@ -29,7 +30,6 @@ from adalora_qat.runtime.plausibility import Plausibility, agreement, balance
 from adalora_qat.runtime.runtime import OnnxPredictor
 
 Mask = NDArray[np.bool_]
-Progress = Callable[[int, int, str], None]
 Views = Callable[[NDArray[Any], np.random.Generator], Iterator[tuple[str, NDArray[Any]]]]
 
 # Candidates for the cut of the logits; 0 is what training cuts at.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import atomic_write, sha256_file, write_text
 from adalora_qat.phantom.phantom import phantom
+from adalora_qat.progress import Progress
 from adalora_qat.release.assure import fit_assurance, fit_threshold
 from adalora_qat.release.ship_card import ship_card
 from adalora_qat.runtime.assurance import Assurance
@@ -37,8 +38,6 @@ MOST_BYTES = 11_000_000
 # Training images whose views the input check is fitted on; more only take longer.
 IMAGES = 160
 BOX_MODES = ("automatic", "oracle")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

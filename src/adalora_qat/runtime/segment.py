@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from adalora_qat.files import atomic_write, sha256_file, write_json
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import Frame, check_box, image_to_model, load_image, to_grey_uint8
 from adalora_qat.predictor import Prediction
+from adalora_qat.progress import Progress
 from adalora_qat.runtime.runtime import OnnxPredictor
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm"})
@@ -30,8 +31,6 @@ BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 _MASK_COLOUR = np.array([230, 70, 40], dtype=np.float32)
 _MASK_OPACITY = 0.4
 _BOX_COLOUR = (70, 160, 255)
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import FrameMap, Grey
+from adalora_qat.progress import Progress
 from adalora_qat.samples.planes import Planes, decode_image, decode_mask
 
 Kind = Literal["grey8", "grey16", "mask"]
-Progress = Callable[[int, int, str], None]
 
 # Raise it when decoding or resizing changes: everything kept before is then another key.
 FORMAT = 1

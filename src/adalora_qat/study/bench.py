@@ -10,7 +10,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.predictor import Predictor
+from adalora_qat.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 Mask = NDArray[np.bool_]
 
 

@@ -20,7 +20,8 @@ from adalora_qat.evaluate.metrics import dice
 from adalora_qat.evaluate.prompts import BoxPrompt
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.phantom.phantom import write_phantoms
-from adalora_qat.study.bench import BenchCase, Measured, Progress, measure
+from adalora_qat.progress import Progress
+from adalora_qat.study.bench import BenchCase, Measured, measure
 
 if TYPE_CHECKING:
     from adalora_qat.checkpoint import RunFolder

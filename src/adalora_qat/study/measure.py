@@ -31,13 +31,12 @@ from adalora_qat.evaluate.robustness import (
     evaluate_prompts,
 )
 from adalora_qat.files import write_json, write_text
+from adalora_qat.progress import Progress
 from adalora_qat.study.bench import compare_speed
 from adalora_qat.study.embeddings import remembering
 from adalora_qat.study.facts import facts_of, read_facts, write_facts
 from adalora_qat.study.models import Model
 from adalora_qat.study.study import ModelFacts
-
-Progress = Callable[[int, int, str], None]
 
 STUDY_FILE: Final = "study.json"
 """Names the evaluations that the last report compared: older ones stay beside them."""

@@ -16,10 +16,9 @@ from adalora_qat.errors import ConfigError
 from adalora_qat.model.fast_inference import fast_encoder
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT
+from adalora_qat.progress import Progress
 from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.train.objective import Entry
-
-Progress = Callable[[int, int, str], None]
 
 
 def entry_for(segmenter: Segmenter, *, augmented: bool, stem_moves: bool) -> Entry:

@@ -32,6 +32,7 @@ from adalora_qat.model.fast_attention import install_best
 from adalora_qat.model.sam import Segmenter, VitImageEncoder
 from adalora_qat.model.tiny_vit import TRITON, TinyViT, fuse_windows
 from adalora_qat.model.weights import build
+from adalora_qat.progress import Progress
 from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
@@ -39,7 +40,7 @@ from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.samples.cache import PlaneCache
 from adalora_qat.samples.dataset import SegmentationDataset
-from adalora_qat.train.features import Features, Progress, bytes_needed, entry_for
+from adalora_qat.train.features import Features, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history
 from adalora_qat.train.loop import Loop, resumed_ranks
