@@ -25,7 +25,7 @@ from _machine import describe_machine
 
 if TYPE_CHECKING:
     from adalora_qat.export.parity import ParityCase
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
 # Everything heavy is imported where it is used: each timed process imports this file, and what
 # it imports would count as its memory.
@@ -60,7 +60,7 @@ def exported(policy: str, folder: Path) -> BenchModel:
     from adalora_qat.quantize.convert import convert
     from adalora_qat.quantize.policy import load_policy
     from adalora_qat.quantize.prepare import freeze, observe, prepare
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
     segmenter, _ = build(ModelConfig())
     frame = segmenter.variant.frame
@@ -85,7 +85,7 @@ def in_pytorch(folder: Path) -> BenchModel:
     from adalora_qat.checkpoint import MODEL_FILE, save_model
     from adalora_qat.config import ModelConfig, RunConfig
     from adalora_qat.model.weights import build
-    from adalora_qat.study.bench_report import PYTORCH, BenchModel
+    from adalora_qat.study.bench import PYTORCH, BenchModel
 
     path = folder / "published" / MODEL_FILE
     path.parent.mkdir()
@@ -102,7 +102,7 @@ def by_torch(folder: Path) -> BenchModel:
     from adalora_qat.export.onnx import describe
     from adalora_qat.model.sam import Segmenter
     from adalora_qat.model.weights import build
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
     published, _ = build(ModelConfig())
     segmenter = Segmenter(published.variant, "eager")  # SDPA of transformers does not export
@@ -121,7 +121,7 @@ def by_torch(folder: Path) -> BenchModel:
 
 def main() -> None:
     """Export, measure, print, write."""
-    from adalora_qat.study.bench_report import bench, cases_of, phantom_records
+    from adalora_qat.study.bench import bench, cases_of, phantom_records
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=6)

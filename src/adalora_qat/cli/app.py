@@ -54,18 +54,6 @@ def named_paths(given: Sequence[str]) -> dict[str, Path]:
     return pairs
 
 
-def predictor_of(model: Path, *, cpu: bool) -> Any:
-    """Load what a user calls a model: an ONNX file, a stage's file or a run folder."""
-    if model.suffix == ".onnx":
-        from adalora_qat.runtime.runtime import OnnxPredictor
-
-        return OnnxPredictor(model)
-
-    from adalora_qat.demo import stage_predictor
-
-    return stage_predictor(model, cpu=cpu)
-
-
 def print_rows(summary: Mapping[str, Any]) -> None:
     """Print the rows of a summary as a table."""
     table = Table("model", "Dice", "± sd", "IoU", "n")

@@ -212,20 +212,20 @@ def bench(
     from adalora_qat.checkpoint import provenance
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.files import write_json
-    from adalora_qat.study import bench_report
+    from adalora_qat.study import bench as benching
 
     if out is not None and out.is_dir():
         raise DataError(f"--out {out} is a folder; name the JSON file to write")
     with watching() as watch, tempfile.TemporaryDirectory() as folder:
         if data is None:
-            records = bench_report.phantom_records(Path(folder) / "phantoms", images)
+            records = benching.phantom_records(Path(folder) / "phantoms", images)
         else:
-            records = labelled_records(read_manifest(data), "test", [bench_report.TARGET])[:images]
+            records = labelled_records(read_manifest(data), "test", [benching.TARGET])[:images]
         if not records:
-            raise DataError(f"{data} has no test image with a {bench_report.TARGET} mask")
-        chosen = bench_report.models_of(models, Path(folder), records[:8], watch.progress)
-        cases = bench_report.cases_of(records)
-        found = bench_report.bench(chosen, cases, rounds, threads, watch.progress)
+            raise DataError(f"{data} has no test image with a {benching.TARGET} mask")
+        chosen = benching.bench_models(models, Path(folder), records[:8], watch.progress)
+        cases = benching.cases_of(records)
+        found = benching.bench(chosen, cases, rounds, threads, watch.progress)
     found["data"] = "phantoms" if data is None else f"test split of {data.name}"
     found = {**found, "images": len(cases), "rounds": rounds, "threads": threads, **provenance({})}
     if out is not None:

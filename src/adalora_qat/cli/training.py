@@ -60,7 +60,14 @@ def demo(
     changes = [each for each in overrides or [] if not (data and each in extra)]
     with watching() as watch:
         summary = run_demo(
-            out, sources=sources, count=count, seed=seed, overrides=changes, cpu=cpu, watch=watch
+            out,
+            sources=sources,
+            count=count,
+            seed=seed,
+            overrides=changes,
+            cpu=cpu,
+            watch=watch,
+            on_step=watch.on_step,
         )
     if as_json:
         print(json.dumps(summary))  # noqa: T201
@@ -106,8 +113,9 @@ def train(
     from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
-    from adalora_qat.demo import draw_ranks
     from adalora_qat.recipe import load_config
+    from adalora_qat.study.facts import write_run_facts
+    from adalora_qat.study.study_report import draw_ranks
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
@@ -141,15 +149,19 @@ def train(
         )
         if config.baselines is not None:
             BaselineTraining(run, train_records, val_records, resources).fit()
+            write_run_facts(run)
         else:
             training = Training(run, train_records, val_records, resources)
             if stage in (None, 1):
                 training.stage1()
                 if processes.is_main_process:
+                    write_run_facts(run)
                     draw_ranks(run.path)
             if stage in (None, 2):
                 training.quantize()
                 training.stage2()
+                if processes.is_main_process:
+                    write_run_facts(run)
             training.end()
     if processes.is_main_process:
         out_console.print(f"finished: {out}")
@@ -215,8 +227,7 @@ def params(
     """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
     from adalora_qat.baselines.parameters import count_baseline
     from adalora_qat.recipe import load_config
-    from adalora_qat.study.paper_parameters import beside_the_paper
-    from adalora_qat.study.parameters import count_parameters, layer_numerics
+    from adalora_qat.study.parameters import beside_the_paper, count_parameters, layer_numerics
 
     config = load_config(recipe, overrides or [])
     if config.baselines is not None and policy:

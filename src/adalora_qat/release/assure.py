@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.boxes import BoxPrompt
 from adalora_qat.evaluate.mask_files import load_truth
-from adalora_qat.evaluate.prompts import BoxPrompt
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import load_image, logits_to_original

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.config import QuantizeConfig
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, write_tensors
+from adalora_qat.config import QuantizeConfig, RunConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.export.kernels import all_graphs
 from adalora_qat.export.run import deployable
@@ -135,6 +136,53 @@ def packed_size(segmenter: Segmenter, policy: Policy | None, what: str, keep: Pa
     name = policy.name if policy is not None else "none"
     fp32 = _fp32_bytes(segmenter.variant.name, segmenter.variant.frame.side)
     return _counted(what, name, keep.stat().st_size, safetensors_entries(keep), fp32)
+
+
+def shipped_bytes(segmenter: Segmenter) -> int:
+    """Return the bytes of a model as it is deployed, without any words about its training.
+
+    Parameters
+    ----------
+    segmenter : as ``load_model`` returns it; changed in place.
+    """
+    deployable(segmenter)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / MODEL_FILE
+        if integer_layers(segmenter):
+            save_packed(segmenter, file)
+        else:
+            write_tensors(file, segmenter.state_dict(), {})
+        return file.stat().st_size
+
+
+def weight_bytes(config: RunConfig) -> dict[str, int]:
+    """Return the bytes of the whole model's parameters by precision, adapters merged.
+
+    Float32, bfloat16, and the recipe's policy: integers for the weights that it quantizes,
+    float32 for all else. Scales and file headers are not in it; ``size`` weighs real files.
+    """
+    segmenter = random_segmenter(config.model.variant, config.seed, side=config.model.side)
+    whole = parameter_count(segmenter)
+    found = {"float32": 4 * whole, "bfloat16": 2 * whole}
+    policy = load_policy(config.quantize.policy)
+    if not policy.rows:
+        return found
+    fold_batch_norms(segmenter)
+    parameters = dict(segmenter.named_parameters())
+    saved = 0.0
+    for name, numerics in policy.with_options(config.quantize).assign(segmenter).items():
+        if numerics.weight is not None:
+            weight = parameters[name if name in parameters else f"{name}.weight"]
+            saved += weight.numel() * (4 - numerics.weight.bits / 8)
+    return {
+        **found,
+        f"policy {config.quantize.policy}": round(4 * parameter_count(segmenter) - saved),
+    }
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return how many parameters a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.no_grad()

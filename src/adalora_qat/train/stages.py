@@ -33,9 +33,9 @@ from adalora_qat.model.sam import Segmenter, VitImageEncoder
 from adalora_qat.model.tiny_vit import TRITON, TinyViT, fuse_windows
 from adalora_qat.model.weights import build
 from adalora_qat.progress import Progress
-from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
+from adalora_qat.quantize.movement import lambda_movement, lambdas
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.samples.cache import PlaneCache

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from adalora_qat.errors import DataError
-from adalora_qat.evaluate.prompts import BoxPrompt, parse_box
+from adalora_qat.evaluate.boxes import BoxPrompt, parse_box
 from adalora_qat.imaging.geometry import check_box
 
 

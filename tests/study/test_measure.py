@@ -4,7 +4,7 @@ import numpy as np
 
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import random_segmenter
-from adalora_qat.study.embeddings import RememberingEncoder, remembering
+from adalora_qat.study.measure import RememberingEncoder, remembering
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 255, (70, 90), dtype=np.uint8) for _ in range(3)]
