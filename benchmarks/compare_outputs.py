@@ -28,32 +28,39 @@ import onnxruntime as ort
 import pandas as pd
 
 SUFFIXES = (".json", ".csv", ".parquet", ".md", ".tex", ".html", ".onnx", ".safetensors", ".yaml")
-# Keys of JSON files, columns of tables and sections of pages that tell of time and place.
+# Keys of JSON files, columns of tables and parts of pages that tell of time and place; hashes
+# of what is compared itself.
 UNTOLD = re.compile(
-    r"seconds|_s$|speed|latency|versions|commit|machine|peak_mb|load|ratios|words|processor"
-    r"|package|time|files|page|created|host",
+    r".*seconds.*|.*_s|speed|speedup|.*latency.*|versions|commit|machine|peak_mb|ratios|words"
+    r"|files|page|manifest|sha256",
     re.IGNORECASE,
 )
-SECTIONS = {"time", "seconds", "provenance", "front", "facts"}
+TIMES = re.compile(r"latency|^s$", re.IGNORECASE)
+PARTS = {"time", "provenance", "front"}
+# A hash in a name, of files' times and places among others.
+TAG = re.compile(r"-[0-9a-f]{10}(?=$|/|\.)")
 NEW = re.compile(r"(^|/)(facts|model)\.json$")
 MOST = 5
 
 
 def differences(before: Path, after: Path) -> Iterator[str]:
     """Yield what differs, a line each."""
-    here, there = _files(before), _files(after)
-    yield from (f"{name}: only before" for name in sorted(here - there))
-    yield from (f"{name}: only after" for name in sorted(there - here) if not NEW.search(name))
-    for name in sorted(here & there):
-        found = list(_compared(before / name, after / name))
+    here, there = files(before), files(after)
+    yield from (f"{name}: only before" for name in sorted(here.keys() - there))
+    added = sorted(there.keys() - here)
+    yield from (f"{name}: only after" for name in added if not NEW.search(name))
+    for name in sorted(here.keys() & there):
+        found = list(_compared(here[name], there[name]))
         yield from (f"{name}: {line}" for line in found[:MOST])
         if len(found) > MOST:
             yield f"{name}: and {len(found) - MOST} more"
 
 
-def _files(root: Path) -> set[str]:
-    found = (p.relative_to(root) for p in root.rglob("*") if p.suffix in SUFFIXES)
-    return {path.as_posix() for path in found if not {"speed", "cache"} & set(path.parts)}
+def files(root: Path) -> dict[str, Path]:
+    """Return what is compared: name without hashes → path."""
+    found = (p for p in root.rglob("*") if p.suffix in SUFFIXES and p.name != "seconds.json")
+    names = {TAG.sub("", path.relative_to(root).as_posix()): path for path in found}
+    return {n: path for n, path in names.items() if not {"speed", "cache"} & {*n.split("/")}}
 
 
 def _compared(a: Path, b: Path) -> Iterator[str]:
@@ -77,7 +84,7 @@ def _compared(a: Path, b: Path) -> Iterator[str]:
 def _values(a: Any, b: Any, at: str) -> Iterator[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted({*a, *b}):
-            if not UNTOLD.search(key):
+            if not UNTOLD.fullmatch(key):
                 yield from _values(a.get(key), b.get(key), f"{at}.{key}")
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for index, (one, other) in enumerate(zip(a, b, strict=True)):
@@ -89,14 +96,16 @@ def _values(a: Any, b: Any, at: str) -> Iterator[str]:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
-    if isinstance(a, str) and isinstance(b, str) and "/" in a and a.startswith("/"):
-        # A path: of other folders, but the same file.
-        return Path(a).name == Path(b).name
+    if isinstance(a, str) and isinstance(b, str):
+        if a.startswith("/"):
+            # A path: of other folders, but the same file.
+            return Path(a).name == Path(b).name
+        return TAG.sub("", a) == TAG.sub("", b)
     return bool(a == b)
 
 
 def _frames(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
-    columns = [[c for c in frame if not UNTOLD.search(str(c))] for frame in (a, b)]
+    columns = [[c for c in frame if not UNTOLD.fullmatch(str(c))] for frame in (a, b)]
     if columns[0] != columns[1]:
         yield f"columns {columns[0]} before, {columns[1]} after"
         return
@@ -117,28 +126,45 @@ class _Page(HTMLParser):
         self.said: list[tuple[str, str]] = []
         self._blocks: list[tuple[str, str]] = []
         self._silent = 0
+        self._heads: list[str] = []
+        self._in_head = False
+        self._column: int | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        if tag in ("section", "figure", "article", "details", "footer", "header"):
+        if tag in ("section", "figure", "article", "details"):
             self._blocks.append((tag, given.get("id") or given.get("class") or tag))
         self._silent += tag in ("style", "script")
+        if tag == "thead":
+            self._heads, self._in_head = [], True
+        if tag == "tr":
+            self._column = -1
+        if tag in ("th", "td") and self._column is not None:
+            self._column += 1
         for kind in ("alt", "aria-label"):
             if given.get(kind):
                 self._say(given[kind] or "")
 
     def handle_endtag(self, tag: str) -> None:
         self._silent -= tag in ("style", "script")
+        self._in_head = self._in_head and tag != "thead"
+        if tag == "table":
+            self._column = None
         if self._blocks and self._blocks[-1][0] == tag:
             self._blocks.pop()
 
     def handle_data(self, data: str) -> None:
-        if data.strip() and not self._silent:
-            self._say(" ".join(data.split()))
+        if not data.strip() or self._silent:
+            return
+        text = " ".join(data.split())
+        if self._in_head:
+            self._heads.append(text)
+        elif self._column is None or not TIMES.search(self._heads[self._column]):
+            self._say(text)
 
     def _say(self, text: str) -> None:
         names = [name for _, name in self._blocks]
-        if not SECTIONS & set(names):
+        if not PARTS & {*names} and not re.fullmatch(r"[\d.]+ min", text):
             self.said.append(("/".join(names[-2:]), text))
 
 
@@ -149,13 +175,15 @@ def _pages(a: str, b: str) -> Iterator[str]:
         page.feed(text)
         pages.append(page.said)
     for one, other in zip_longest(*pages, fillvalue=("", "nothing")):
-        if one != other and not (UNTOLD.search(one[1]) or re.fullmatch(r"[\d.]+ min", one[1])):
+        if one != other:
             yield f"{one[0]}: {_short(one[1])} before, {_short(other[1])} after"
 
 
 def _answers(a: Path, b: Path) -> Iterator[str]:
     """Compare what two exported models answer to one synthetic image with one box."""
-    sessions = [ort.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (a, b)]
+    quiet = ort.SessionOptions()
+    quiet.log_severity_level = 3
+    sessions = [ort.InferenceSession(path, quiet) for path in (a, b)]
     names = [[(i.name, i.type, i.shape) for i in s.get_inputs()] for s in sessions]
     if names[0] != names[1]:
         yield f"inputs {names[0]} before, {names[1]} after"
@@ -179,9 +207,23 @@ def _input(kind: str, shape: list[Any]) -> np.ndarray[Any, Any]:
 
 
 def _lines(a: list[str], b: list[str]) -> Iterator[str]:
-    for one, other in zip_longest(a, b, fillvalue=""):
-        if one != other and not UNTOLD.search(one) and "cache" not in one:
+    for one, other in zip_longest(_without_times(a), _without_times(b), fillvalue=""):
+        if one != other:
             yield f"{_short(one)} before, {_short(other)} after"
+
+
+def _without_times(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a text, the cells of a Markdown or LaTeX table's times left out."""
+    heads: list[str] = []
+    for line in lines:
+        cells = re.split(r"(?<!\\)[|&]", line)
+        if len(cells) > 1 and len(cells) != len(heads):
+            heads = [cell.strip() for cell in cells]
+        if len(cells) == 1:
+            yield line
+        else:
+            kept = zip(cells, heads, strict=True)
+            yield "|".join(cell for cell, head in kept if not TIMES.search(head))
 
 
 def _short(value: Any) -> str:
@@ -201,7 +243,7 @@ def main() -> None:
     found = list(differences(given.before, given.after))
     for line in found:
         print(line)
-    compared = len(_files(given.before) & _files(given.after))
+    compared = len(files(given.before).keys() & files(given.after))
     print(f"{compared} files compared, {len(found)} differences", file=sys.stderr)
     sys.exit(bool(found))
 

@@ -6,11 +6,8 @@ interrupted demo, started again, goes on where it stopped.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +21,7 @@ from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import write_json
 from adalora_qat.phantom.phantom import write_phantoms
-from adalora_qat.progress import Watch
+from adalora_qat.progress import Clock, Watch
 from adalora_qat.recipe import dump_config, load_config
 from adalora_qat.report.page import Case, write_report
 from adalora_qat.study.facts import write_run_facts
@@ -44,29 +41,6 @@ FROZEN: Final = (
     "stage1.encoder=frozen", "adapt.method=none", "quantize.policy=none", "stage2.epochs=0",
 )  # fmt: skip
 SHOWN_METRICS: Final = ("dsc", "iou", "nsd_deepmind2d_2px")
-
-
-@dataclass
-class Clock:
-    """Seconds by phase, kept on disk so that a resumed demo reports the whole of its time."""
-
-    path: Path
-    watch: Watch
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path.is_file():
-            self.seconds = json.loads(self.path.read_text("utf-8"))
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a phase and tell the watcher."""
-        self.watch.phase(name.replace("_", " "))
-        started = time.perf_counter()
-        yield
-        spent = time.perf_counter() - started
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
-        write_json(self.path, self.seconds)
 
 
 def run_demo(
