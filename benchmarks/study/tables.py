@@ -13,20 +13,11 @@ import beyond
 import crossing
 from lookup import Entry, Page, difference, four, shown, source, spread, table
 
+from adalora_qat.config import RunConfig
 from adalora_qat.files import write_text
-from adalora_qat.report.paper import ABLATIONS, MODELS
+from adalora_qat.recipe import load_config
+from adalora_qat.report.paper import ABLATIONS, MODELS, published_row
 
-# Rows of the paper's tables by ours: (row, stage).
-PUBLISHED = {
-    ("nnunet", "stage1"): "nnunet",
-    ("deeplabv3plus", "stage1"): "deeplabv3plus",
-    ("segformer", "stage1"): "segformer",
-    ("decoder-only", "stage1"): "decoder",
-    ("adalora", "stage1"): "adalora",
-    ("lora-r8-encoder", "stage1"): "lora",
-    ("d-qat", "stage2"): "dqat",
-    ("full-qat", "stage2"): "fullqat",
-}
 TABLE_1 = (
     "nnunet", "deeplabv3plus", "segformer", "unet", "deeplabv3plus-crop", "segformer-crop",
     "unet-crop", "zero-shot", "decoder-only", "d-qat", "full-qat", "int8-all", "w4a8", "auto",
@@ -51,7 +42,7 @@ def segmentation(page: Page) -> str:
         if entry is None:
             lines.append((page.rows[name].title, *["not run"] * 2, *["–"] * 8))
             continue
-        paper = MODELS.get(PUBLISHED.get((name, entry["stage"]), ""))
+        paper = MODELS.get(_published(page, entry) or "")
         lines.append(
             (
                 entry["title"], entry["box"], len(entry["seeds"]), spread(entry),
@@ -76,9 +67,9 @@ def ablation(page: Page) -> str:
         if entry is None:
             lines.append((page.rows[name].title, *["–"] * 6, "not run", *["–"] * 3))
             continue
-        facts = entry["facts"]
+        facts = _facts(page, entry)
         total, trained = facts.get("total"), facts.get("trainable")
-        paper = ABLATIONS.get(PUBLISHED.get((name, entry["stage"]), ""))
+        paper = ABLATIONS.get(_published(page, entry) or "")
         lines.append(
             (
                 entry["title"], facts.get("encoder", "–"), facts.get("decoder", "–"),
@@ -205,6 +196,23 @@ TEXT = {
     "verdicts": "Paired comparisons on the test split, in words. Baseline: decoder fine-tuning; "
     "for quantized rows also their stage 1 and their PTQ.",
 }
+
+
+def _config(page: Page, entry: Entry) -> RunConfig:
+    row = page.rows[entry["row"]]
+    return load_config(row.recipe, row.overrides)
+
+
+def _published(page: Page, entry: Entry) -> str | None:
+    """Return the paper's row that a row's recipe and stage answer to."""
+    return published_row(_config(page, entry), entry["stage"])
+
+
+def _facts(page: Page, entry: Entry) -> Entry:
+    """Return the facts of an entry; a stage of no epochs trained nothing, whatever it froze."""
+    if _config(page, entry).stage1.epochs:
+        return dict(entry["facts"])
+    return {**entry["facts"], "trainable": 0, "encoder": "frozen", "decoder": "frozen"}
 
 
 def _millions(value: int | None) -> str:

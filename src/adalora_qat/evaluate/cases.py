@@ -28,8 +28,7 @@ from adalora_qat.errors import DataError
 from adalora_qat.evaluate.boxes import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
 from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
-from adalora_qat.evaluate.fingerprint import answer_fingerprint, records_fingerprint
-from adalora_qat.evaluate.journal import Journal
+from adalora_qat.evaluate.journal import Journal, answer_fingerprint, records_fingerprint
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
 from adalora_qat.imaging.automatic_prompt import predict_automatically

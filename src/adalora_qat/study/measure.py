@@ -24,7 +24,7 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, read_cases
 from adalora_qat.evaluate.cases import evaluate_cases
-from adalora_qat.evaluate.fingerprint import records_fingerprint
+from adalora_qat.evaluate.journal import records_fingerprint
 from adalora_qat.evaluate.robustness import (
     JITTERS_PX,
     alterations,
