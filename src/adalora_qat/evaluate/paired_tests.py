@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Reals = NDArray[np.float64]
-Wholes = NDArray[np.int64]
 
 _SAME = 1e-12
 """Differences that vary by less are equal: what is left is the rounding of subtractions."""

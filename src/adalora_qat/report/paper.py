@@ -132,7 +132,6 @@ ABLATIONS: Final[Mapping[str, PublishedAblation]] = MappingProxyType(
 
 WEIGHT_ERROR_MEAN: Final = 2.7e-5
 WEIGHT_ERROR_SD: Final = 7.8e-3
-COMPRESSION: Final = 2.24
 """Sec. 3.1: the whole model's; linears alone, by our count."""
 
 SAME_SHAPE: Final = frozenset({"sam-vit-base", "medsam"})
