@@ -52,12 +52,19 @@ class BoxPrompt:
         return f"oracle+jitter{self.jitter_px}" if self.jitter_px else "oracle"
 
     def box(self, truth: NDArray[np.bool_], *key: str) -> NDArray[np.float64] | None:
-        """Return the box (4,) xyxy of one case in the original, None if there is no foreground.
-
-        ``key`` names the case (id, target) and decides the jitter.
+        """Return the box of one case, None if there is no foreground.
 
         A mask one pixel wide has an empty box; it is widened by one pixel, so that a
         prompt is never refused for the truth's sake.
+
+        Parameters
+        ----------
+        truth : (H, W) bool, at the original size.
+        key : names the case (id, target) and decides the jitter.
+
+        Returns
+        -------
+        (4,) xyxy, edges in pixels of the original.
         """
         if not truth.any():
             return None
@@ -100,5 +107,5 @@ def parse_box(given: str | int | BoxPrompt, seed: int = 0) -> BoxPrompt:
 
 
 def stack_boxes(boxes: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Return boxes as (N, 4) float32, as predictors take them."""
+    """Return N boxes (4,) xyxy as (N, 4) float32, as predictors take them."""
     return np.stack(boxes).astype(np.float32)

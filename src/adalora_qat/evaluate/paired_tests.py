@@ -179,6 +179,13 @@ def cluster_bootstrap(
     sizes, so the jackknife is closed: ``scipy.stats.bootstrap`` builds it from G² values,
     out of reach for thousands of patients. At equal nominal levels the two agree.
 
+    Parameters
+    ----------
+    differences : (N,), one a case.
+    clusters : (N,) integers from 0, the patient or image of each case.
+    confidence : of the interval, between 0 and 1.
+    resamples, seed : draws of clusters, and what they are drawn by.
+
     Returns
     -------
     (low, high); both the mean if all differences are equal, NaN for fewer than two clusters.

@@ -196,7 +196,12 @@ class ReportContent:
 
 
 def drawn(slug: str, title: str, look_for: str, alt: str, drawing: Drawing) -> Figure:
-    """Make a report figure from a matplotlib figure, as SVG that follows the page's theme."""
+    """Make a report figure from a matplotlib figure, as SVG that follows the page's theme.
+
+    Parameters
+    ----------
+    slug, title, look_for, alt : as of ``Figure``.
+    """
     return Figure(slug, title, look_for, alt, inline_svg(drawing, slug, alt))
 
 

@@ -195,8 +195,12 @@ def quantize_on_phantom(
     """Quantize a float model in place by what it sees on one phantom, and return it.
 
     Every layer gets the scales that it would have after a calibration, with other values: the
-    same bytes, another accuracy. For counting only. With a ``branch_rank`` the layers that
-    ``quantize.compensate`` would give branches get empty ones; ``options`` are the recipe's.
+    same bytes, another accuracy. For counting only.
+
+    Parameters
+    ----------
+    branch_rank : of empty branches for the layers that ``quantize.compensate`` would give some.
+    options : of quantization, the recipe's.
     """
     fold_batch_norms(segmenter)
     if not policy.rows:
