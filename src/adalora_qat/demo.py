@@ -25,10 +25,11 @@ from adalora_qat.progress import Clock, Watch
 from adalora_qat.recipe import dump_config, load_config
 from adalora_qat.report.page import Case, write_report
 from adalora_qat.study.facts import write_run_facts
+from adalora_qat.study.history import draw_ranks, ranks_of
 from adalora_qat.study.measure import Measured, evaluate_model, summarise
 from adalora_qat.study.models import Model, onnx_model, pretrained, stage_model
 from adalora_qat.study.sections import load_case
-from adalora_qat.study.study_report import draw_ranks, ranks_of, run_content
+from adalora_qat.study.study_report import run_content
 from adalora_qat.study.timing import compare_speed
 from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport

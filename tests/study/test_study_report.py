@@ -11,13 +11,10 @@ from adalora_qat.report.page import Case, Figure, Gallery, Section, Table, rende
 from adalora_qat.study.study import ModelFacts, Study, compare_models
 from adalora_qat.study.study_report import (
     case_figures,
-    draw_ranks,
-    rank_history,
     results_table,
     run_content,
     run_headline,
     study_content,
-    training_history,
 )
 
 
@@ -88,27 +85,6 @@ def test_one_model_alone_has_no_differences() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    for stage, epochs in (("stage1", 3), ("stage2", 1)):
-        folder = tmp_path / stage
-        folder.mkdir()
-        steps = [
-            f"{e},{2 * e - 1 + s},9,{0.2 / e},{0.1 + s}"
-            for e in range(1, epochs + 1)
-            for s in (0, 1)
-        ]
-        (folder / "history.csv").write_text("\n".join(["epoch,step,total,bce,dice", *steps]) + "\n")
-        dice = [f"{e},{2 * e},{0.9 + e / 100}" for e in range(1, epochs + 1)]
-        (folder / "epochs.csv").write_text("\n".join(["epoch,step,val_dice", *dice]) + "\n")
-    (tmp_path / "stage1" / "ranks.csv").write_text(
-        "event,epoch,step,layer,rank_before,rank,importance\n"
-        "1,1,2,a.qkv,8,7,0.5\n1,1,2,b.qkv,8,5,0.4\n"
-        "2,2,4,a.qkv,7,7,0.5\n2,2,4,b.qkv,5,1,0.4\n"
-    )
-    return tmp_path
-
-
-@pytest.fixture
 def summary() -> dict[str, Any]:
     def row(name: str, dice: float) -> dict[str, Any]:
         return {"name": name, "dice_mean": dice, "dice_std": 0.01, "iou_mean": dice - 0.03, "n": 8}
@@ -126,34 +102,11 @@ def summary() -> dict[str, Any]:
     }
 
 
-def test_of_several_prunings_in_an_epoch_the_last_counts(run: Path) -> None:
-    with (run / "stage1" / "ranks.csv").open("a") as file:
-        file.write("3,2,5,a.qkv,7,3,0.5\n3,2,5,b.qkv,1,0,0.4\n")
-    table = rank_history(run)
-    last = table[table["epoch"] == 2].set_index("layer")["rank"]
-    assert last.to_dict() == {"a.qkv": 3, "b.qkv": 0}
-    assert len(table) == 6
-
-
 def one_case() -> Case:
     image = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     mask = np.zeros((64, 64), bool)
     mask[8:40, 8:40] = True
     return Case("p/1", image, mask, {"FP32": mask, "INT8": ~mask}, {"INT8": {"dsc": 0.5}})
-
-
-def test_history_is_the_mean_task_loss_by_epoch(run: Path) -> None:
-    history = training_history(run)
-    assert list(history["stage"]) == ["Stage 1: AdaLoRA"] * 3 + ["Stage 2: QAT"]
-    # Two steps an epoch: bce 0.2/e and dice 0.1 and 1.1.
-    assert history["loss"].tolist() == pytest.approx([0.8, 0.7, 0.2 / 3 + 0.6, 0.8])
-    assert history["dice"].tolist() == pytest.approx([0.91, 0.92, 0.93, 0.91])
-
-
-def test_ranks_begin_before_the_first_pruning(run: Path) -> None:
-    grid = rank_history(run).pivot(index="layer", columns="epoch", values="rank")
-    assert grid.loc["a.qkv"].tolist() == [8, 7, 7]
-    assert grid.loc["b.qkv"].tolist() == [8, 5, 1]
 
 
 def test_results_tell_the_gap_to_stage_one(summary: dict[str, Any]) -> None:
@@ -172,8 +125,10 @@ def test_headline_of_a_run(summary: dict[str, Any]) -> None:
     assert facts["Time"].value == "1.5 min"
 
 
-def test_page_of_a_whole_run(run: Path, summary: dict[str, Any]) -> None:
-    content = run_content("Demo", "A run.", summary, run, [one_case()], {"Config": "seed: 0"})
+def test_page_of_a_whole_run(left_by_training: Path, summary: dict[str, Any]) -> None:
+    content = run_content(
+        "Demo", "A run.", summary, left_by_training, [one_case()], {"Config": "seed: 0"}
+    )
     slugs = [section.slug for section in content.sections]
     assert slugs == ["results", "training", "size", "cases-section", "time"]
     gallery = content.sections[3].blocks[0]
@@ -189,9 +144,3 @@ def test_page_without_histories_or_cases(tmp_path: Path, summary: dict[str, Any]
     assert [section.slug for section in content.sections] == ["results", "size", "time"]
     assert all(isinstance(b, Table) for b in content.sections[0].blocks)
     render(content)
-
-
-def test_ranks_are_drawn_where_something_was_pruned(run: Path) -> None:
-    assert {file.name for file in draw_ranks(run)} >= {"ranks.png", "ranks.svg"}
-    (run / "stage1" / "ranks.csv").unlink()
-    assert draw_ranks(run) == []

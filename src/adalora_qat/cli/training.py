@@ -115,7 +115,7 @@ def train(
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.recipe import load_config
     from adalora_qat.study.facts import write_run_facts
-    from adalora_qat.study.study_report import draw_ranks
+    from adalora_qat.study.history import draw_ranks
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training

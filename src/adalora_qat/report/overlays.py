@@ -23,7 +23,7 @@ def stored_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask, (H, W) bool, at (width, height): a pixel is in if half of what it covers is."""
+    """Return a mask, (H, W) bool, at (width, height): pixels are in if half they cover is."""
     picture = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     return np.asarray(picture) >= 0.5
 

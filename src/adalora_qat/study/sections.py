@@ -35,15 +35,15 @@ from adalora_qat.report.weight_error import (
     weight_error_statistics,
     weight_error_table,
 )
-from adalora_qat.study.measure import Bench, Measured, some
-from adalora_qat.study.models import stage_name
-from adalora_qat.study.study_report import (
+from adalora_qat.study.history import (
     STAGE_NAMES,
     curves_figure,
     rank_history,
     ranks_figure,
     training_history,
 )
+from adalora_qat.study.measure import Bench, Measured, some
+from adalora_qat.study.models import stage_name
 from adalora_qat.study.weights import layer_weights, telling_layers
 
 SSIM_SIDE: Final = 1024
