@@ -8,6 +8,7 @@
     RUN/stage1/history.csv, ranks.csv  losses by step and epoch; ranks by layer and event
     RUN/stage1/checkpoints/*.safetensors   progress inside the stage, removed when it ends
     RUN/ptq/…, RUN/stage2/…
+    RUN/facts.json                     parameters, ranks, bytes by stage (``study.facts``)
 
 A checkpoint is one safetensors file, written beside and renamed: it is there whole or not
 at all. Scalars travel as JSON in its header, so nothing is ever unpickled.
