@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder
 from adalora_qat.config import ExportConfig
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import CheckpointError, DataError, ExportError
 from adalora_qat.evaluate.boxes import BoxPrompt
 from adalora_qat.evaluate.mask_files import load_truth
 from adalora_qat.evaluate.metrics import dice
+from adalora_qat.export.run import export_stage
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.progress import Progress
+from adalora_qat.runtime.runtime import open_session, read_metadata
 from adalora_qat.study.timing import BenchCase, Timing, time_models
-
-if TYPE_CHECKING:
-    from adalora_qat.checkpoint import RunFolder
 
 PYTORCH, RUNTIME = "PyTorch FP32", "ONNX FP32"
 TARGET = "lung"
@@ -211,8 +211,6 @@ def _row(
 def _of_run(
     path: Path, folder: Path, records: Sequence[Record], progress: Progress | None
 ) -> list[BenchModel]:
-    from adalora_qat.checkpoint import MODEL_FILE, RunFolder
-
     run = RunFolder.open(path)
     if not run.finished("stage1"):
         raise CheckpointError(f"{path} has no finished stage 1; run `adalora-qat train` to its end")
@@ -230,8 +228,6 @@ def _exported(
     progress: Progress | None,
 ) -> BenchModel:
     """Export a stage anew: a file that lies in the run folder may be of another training."""
-    from adalora_qat.export.run import export_stage
-
     gate = run.config.export
     measuring = run.config.model_copy(
         update={"export": ExportConfig(min_dice=0, min_pixel_agreement=0)}
@@ -250,8 +246,6 @@ def _exported(
 
 
 def _of_file(path: Path) -> BenchModel:
-    from adalora_qat.runtime.runtime import open_session, read_metadata
-
     policy = read_metadata(open_session(path, threads=1), str(path), "whole").policy
     return BenchModel(path.name, path, policy, path.stat().st_size)
 
