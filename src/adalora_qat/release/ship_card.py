@@ -11,7 +11,7 @@ from typing import Any
 import adalora_qat
 from adalora_qat.checkpoint import RunFolder, provenance
 from adalora_qat.corpus.records import Record
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 
 def ship_card(
