@@ -34,10 +34,8 @@ def test_whole_image_baselines_ignore_boxes(trained: Any) -> None:
     predictor = open_baseline(trained("unet").run.stage("stage1") / MODEL_FILE)
     assert isinstance(predictor, Predictor)
     assert not uses_boxes(predictor)
-    alone, asked = (
-        predictor.predict(IMAGE, whole_box(*IMAGE.shape)[None]),
-        predictor.predict(IMAGE, BOXES),
-    )
+    whole = whole_box(*IMAGE.shape)[None]
+    alone, asked = predictor.predict(IMAGE, whole), predictor.predict(IMAGE, BOXES)
     assert asked.masks.shape == (2, 80, 60)
     assert np.array_equal(asked.masks[0], asked.masks[1])
     assert np.array_equal(alone.masks[0], asked.masks[0])

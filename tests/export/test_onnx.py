@@ -111,12 +111,11 @@ def test_an_image_is_encoded_once_for_several_prompts(
     image = np.random.default_rng(3).integers(0, 255, (50, 64), dtype=np.uint8)
     boxes = np.array([[4, 6, 40, 44], [10, 10, 60, 30]])
     ask = predictor.prompted(image)
-    first, second = ask(None), ask(boxes)
+    whole = whole_box(*image.shape[:2])[None]
+    first, second = ask(whole), ask(boxes)
     assert ask.embeddings is not None and np.isfinite(ask.embeddings).all()
     # Not nearly: the second prompt reads what the first one stored.
-    np.testing.assert_array_equal(
-        first.logits, predictor.predict(image, whole_box(*image.shape[:2])[None]).logits
-    )
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, whole).logits)
     np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
     np.testing.assert_array_equal(second.scores, predictor.predict(image, boxes).scores)
     # What is given as embeddings is what is decoded: the image is not looked at again.

@@ -174,9 +174,8 @@ def test_a_mask_has_a_first_and_last_pixel_and_edges_round_them() -> None:
     assert (edges[2] - edges[0]) * (edges[3] - edges[1]) == mask.sum()
     np.testing.assert_array_equal(geometry.last_pixels(edges), [5, 3, 8, 6])
     np.testing.assert_array_equal(geometry.last_pixels(edges - 0.25), [4.75, 2.75, 8, 6])
-    np.testing.assert_array_equal(
-        geometry.mask_box_edges(np.ones((10, 20))), geometry.whole_box(10, 20)
-    )
+    full = geometry.mask_box_edges(np.ones((10, 20)))
+    np.testing.assert_array_equal(full, geometry.whole_box(10, 20))
     for draw in (geometry.mask_box_inclusive, geometry.mask_box_edges):
         with pytest.raises(DataError, match="no foreground"):
             draw(np.zeros((4, 4)))

@@ -16,11 +16,10 @@ def test_one_encoding_serves_many_prompts() -> None:
     segmenter.image_encoder.register_forward_hook(lambda *_: runs.append(1))
     ask = predictor.prompted(image)
     boxes = np.array([[5, 5, 50, 30]])
-    first, second = ask(None), ask(boxes)
+    whole = whole_box(*image.shape[:2])[None]
+    first, second = ask(whole), ask(boxes)
     assert len(runs) == 1
-    np.testing.assert_array_equal(
-        first.logits, predictor.predict(image, whole_box(*image.shape[:2])[None]).logits
-    )
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, whole).logits)
     np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
 
     runs.clear()

@@ -100,11 +100,10 @@ def test_threads_share_a_predictor(toy: Path) -> None:
     predictor = OnnxPredictor(toy, threads=1)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (40, 30 + i), dtype=np.uint8) for i in range(12)]
-    alone = [predictor.predict(image, whole(*image.shape)).logits for image in images]
+    boxes = [whole(*image.shape) for image in images]
+    alone = [found.logits for found in map(predictor.predict, images, boxes)]
     with ThreadPoolExecutor(4) as pool:
-        shared = list(
-            pool.map(lambda image: predictor.predict(image, whole(*image.shape)).logits, images)
-        )
+        shared = [found.logits for found in pool.map(predictor.predict, images, boxes)]
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -74,10 +74,10 @@ def read_radiograph(image: ImageLike) -> Radiograph:
         pixels, spacing_mm = _read_file(path)
         seconds = time.perf_counter() - started
         return Radiograph(pixels, spacing_mm, seconds, path, sha256_file(path))
-    spacing_mm = None
+    spacing_mm, pydicom = None, sys.modules.get("pydicom")
     if isinstance(image, Image.Image):
         pixels = picture_pixels(image)
-    elif "pydicom" in sys.modules and isinstance(image, sys.modules["pydicom"].Dataset):
+    elif pydicom is not None and isinstance(image, pydicom.Dataset):
         from adalora_qat.imaging.dicom import read_dataset
 
         with _ONE_DICOM_AT_A_TIME:

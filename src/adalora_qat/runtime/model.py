@@ -203,8 +203,7 @@ class Model:
         try:
             prediction, cautions = self._predict(radiograph.pixels, prompt)
         except DataError as error:
-            where = str(path or place)
-            raise DataError(f"{where}: {error}" if where else str(error)) from error
+            raise _naming(error, str(path or place)) from error
         confidence, means = self._confidence(prediction)
         return Result(
             name="image" if path is None else path.name,
@@ -318,8 +317,11 @@ def _numbers(given: ArrayLike, name: str, wanted: str) -> NDArray[np.float64]:
 def _spacing(given: tuple[float, float] | None) -> tuple[float, float] | None:
     if given is None:
         return None
-    row, column = _numbers(given, "spacing_mm", "(row, column) in mm").tolist()
-    return row, column
+    wanted = "(row, column), two positive numbers in mm"
+    spacing = _numbers(given, "spacing_mm", wanted)
+    if spacing.shape != (2,) or (spacing <= 0).any():
+        raise DataError(f"spacing_mm {given!r}: give {wanted}")
+    return float(spacing[0]), float(spacing[1])
 
 
 class _Asked(NamedTuple):
@@ -345,4 +347,15 @@ def _asked(
 
 
 def _read(asked: _Asked) -> tuple[Radiograph, _Prompt, str]:
-    return read_radiograph(asked.image), _Prompt(_boxes(asked.boxes, one=False)), asked.place
+    image, given, place = asked
+    try:
+        return read_radiograph(image), _Prompt(_boxes(given, one=False)), place
+    except DataError as error:
+        where = str(image) if isinstance(image, str | os.PathLike) else place
+        raise _naming(error, where) from error
+
+
+def _naming(error: DataError, where: str) -> DataError:
+    """Return the error with the name of its image, which errors of reading a file have."""
+    text = str(error)
+    return DataError(text if where in text else f"{where}: {text}")
