@@ -10,10 +10,8 @@ The names below are imported when they are first used, so that importing the pac
 nothing.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+# Known to type checkers by this name; typing itself would take nine tenths of the import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from adalora_qat.errors import (
         CheckpointError,
@@ -51,16 +49,17 @@ _MODULES = {
     **{name: "errors" for name in __all__ if name.endswith("Error")},
 }
 
+if not TYPE_CHECKING:  # else no misspelt name would be noticed
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on its first use (PEP 562)."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> object:
+        """Import a public name on its first use (PEP 562)."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = found
-    return found
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
