@@ -2,7 +2,7 @@
 
 The first mask only serves to find the box. It is cleaned for that: of a pair of lungs the two
 largest components remain, so that a speck in a corner does not open the box. The second mask
-is the answer, as the model gives it. NumPy only: the deployed runtime stands on this module.
+is the result, as the model gives it. NumPy only: the deployed runtime stands on this module.
 
 Shapes: L low-resolution side, H W original pixels.
 """

@@ -288,20 +288,17 @@ def _prompt(
     if points is None:
         if labels is not None:
             raise DataError("labels= say what points= are; give points, too")
-        return _Prompt(_boxes(boxes if box is None else box, one=box is not None))
+        return _Prompt(_boxes(boxes if box is None else [box]))
     places = _numbers(points, "points", "(T, 2) finite numbers x,y")
     kinds = np.full(len(places), INSIDE) if labels is None else np.asarray(labels)
-    return _Prompt(_boxes(box, one=True), places, kinds)
+    return _Prompt(_boxes(None if box is None else [box]), places, kinds)
 
 
-def _boxes(given: ArrayLike | None, *, one: bool) -> NDArray[np.float64] | None:
-    """Return boxes (N, 4); that they fit the image is checked with the image."""
+def _boxes(given: Any) -> NDArray[np.float64] | None:
+    """Return boxes (N, 4); that they are such, and fit the image, is checked with the image."""
     if given is None:
         return None
-    boxes = _numbers(given, "box", "four finite numbers x0,y0,x1,y1")
-    if one and boxes.shape != (4,):
-        raise DataError(f"box={given!r}: give four finite numbers x0,y0,x1,y1")
-    return np.atleast_2d(boxes)
+    return np.atleast_2d(_numbers(given, "box", "four finite numbers x0,y0,x1,y1"))
 
 
 def _numbers(given: ArrayLike, name: str, wanted: str) -> NDArray[np.float64]:
@@ -349,7 +346,7 @@ def _asked(
 def _read(asked: _Asked) -> tuple[Radiograph, _Prompt, str]:
     image, given, place = asked
     try:
-        return read_radiograph(image), _Prompt(_boxes(given, one=False)), place
+        return read_radiograph(image), _Prompt(_boxes(given)), place
     except DataError as error:
         where = str(image) if isinstance(image, str | os.PathLike) else place
         raise _naming(error, where) from error
