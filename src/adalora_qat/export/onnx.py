@@ -24,12 +24,14 @@ import adalora_qat
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
-from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import require_integer_kernels
-from adalora_qat.export.parity import Model, Parity, ParityCase, measure
+from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
+from adalora_qat.export.tiny_vit_graph import encode_tiny_vit
+from adalora_qat.export.vit_graph import encode_vit
 from adalora_qat.files import atomic_write
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.runtime.interactive import box_prompt
@@ -94,7 +96,7 @@ def export_onnx(
         kernels = require_integer_kernels(model, temporary)
         candidate = onnx_model(open_session(temporary))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
         size = _save(model, temporary, replace(metadata, parity=parity.figures()))
     if golden is not None:
@@ -128,7 +130,7 @@ def export_split(
         kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
         candidate = split_model(open_session(first), open_session(second))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
         parts: tuple[Part, Part] = ("encoder", "decoder")
         sizes = [
@@ -189,6 +191,15 @@ def _encoded_once(g: Graph, segmenter: Segmenter, image: str) -> str:
     count = g.node("Shape", known, start=0, end=1)
     unknown = g.node("Equal", count, g.constant("no_pixels", np.zeros(1, dtype=np.int64)))
     return g.either(unknown, shape, lambda: encode(g, segmenter, image), known)
+
+
+def encode(g: Graph, segmenter: Segmenter, image: str) -> str:
+    """Write the encoder of ``segmenter``: image (1, 3, S, S) → embeddings (E², D)."""
+    encoder, side = segmenter.image_encoder, segmenter.variant.frame.side
+    with g.scope("image_encoder"):
+        if isinstance(encoder, TinyViT):
+            return encode_tiny_vit(g, encoder, image, side)
+        return encode_vit(g, encoder, image, side)
 
 
 def build_encoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:

@@ -79,7 +79,7 @@ class Parity:
         )
 
 
-def measure(
+def measure_parity(
     reference: Model,
     candidate: Model,
     cases: Sequence[ParityCase],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,6 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
     """
 
     kernel: Kernel
-    original: type[nn.Module]
 
     def forward(
         self, hidden_states: Tensor, output_attentions: bool | None = None, window: int = 0
@@ -91,8 +90,6 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 class FastVisionLayer(SamVisionLayer):  # type: ignore[misc]
     """``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
 
-    original: type[nn.Module]
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, E, E, C) to (B, E, E, C)."""
         normed = self.layer_norm1(hidden_states)
@@ -120,7 +117,7 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         relative positions, or if "triton" is asked for where Triton is not installed.
     """
     if any(isinstance(module, FastVisionLayer) for module in model.modules()):
-        raise ConfigError("fast attention is installed already: uninstall it first")
+        raise ConfigError("fast attention is installed already: install it once")
     layers = [module for module in model.modules() if isinstance(module, SamVisionLayer)]
     if not layers:
         raise ConfigError("the model has no SAM ViT layers: fast attention is for those alone")
@@ -129,9 +126,8 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         _check(layer.attn, kind)
     for layer, kind in zip(layers, chosen, strict=True):
         attention = layer.attn
-        attention.original, attention.kernel = type(attention), kind
+        attention.kernel = kind
         attention.__class__ = FastVisionAttention
-        layer.original = type(layer)
         layer.__class__ = FastVisionLayer
     return len(layers)
 
@@ -148,25 +144,6 @@ def install_best(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     kernel: Kernel = "triton" if triton_is_here() else "cudnn"
     install(model, kernel)
     return kernel
-
-
-def uninstall(model: nn.Module) -> int:
-    """Give every layer its own way of computing back; return how many there were.
-
-    Raises
-    ------
-    ConfigError
-        If there are none.
-    """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, FastVisionLayer)]
-    if not layers:
-        raise ConfigError("no fast attention is installed")
-    for layer in layers:
-        for module in (layer.attn, layer):
-            module.__class__ = module.original
-            del module.original
-        del layer.attn.kernel
-    return len(layers)
 
 
 def attend_folded(

@@ -19,7 +19,6 @@ from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.numerics import LayerNumerics, to_integers
 from adalora_qat.quantize.operators import (
     BIAS_LIMIT,
-    Kind,
     Operator,
     integer_forward,
     is_adapted,
@@ -179,18 +178,6 @@ class FakeQuantLayer(nn.Module):
         input_quantizer.scale.clamp_(min=float(needed))
 
 
-class FakeQuantLinear(FakeQuantLayer):
-    """A linear layer, adapted or not."""
-
-
-class FakeQuantConv2d(FakeQuantLayer):
-    """A convolution."""
-
-
-class FakeQuantConvTranspose2d(FakeQuantLayer):
-    """A transposed convolution."""
-
-
 class FakeQuantEmbedding(FakeQuantLayer):
     """An embedding; SAM's prompt encoder and mask decoder also read its ``weight`` itself."""
 
@@ -217,12 +204,10 @@ class FakeQuantParameter(FakeQuantizer):
         )
 
 
-FAKE_QUANT: dict[Kind, type[FakeQuantLayer]] = {
-    "linear": FakeQuantLinear,
-    "conv": FakeQuantConv2d,
-    "conv_transpose": FakeQuantConvTranspose2d,
-    "embedding": FakeQuantEmbedding,
-}
+def wrap(name: str, layer: nn.Module, numerics: LayerNumerics) -> FakeQuantLayer:
+    """Return a float layer of any quantizable kind in its fake-quantized form."""
+    kind = FakeQuantEmbedding if isinstance(layer, nn.Embedding) else FakeQuantLayer
+    return kind(name, layer, numerics)
 
 
 def low_rank(x: Tensor, left: Tensor, right: Tensor) -> Tensor:

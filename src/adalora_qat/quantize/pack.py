@@ -25,9 +25,9 @@ from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.files import atomic_write
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.convert import (
-    QUANTIZED,
     DequantizedParameter,
     QuantizedLayer,
+    integer_class,
     integer_layers,
     store_parameter,
 )
@@ -276,7 +276,7 @@ def _empty_layer(
             f"{operator.kind} of {shape} in the model (or has another stride or padding); "
             "build the variant that was packed"
         )
-    empty = QUANTIZED[layer.kind](
+    empty = integer_class(layer.kind)(
         layer.name,
         operator,
         layer.numerics,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
@@ -24,7 +25,7 @@ from adalora_qat.progress import Progress
 from adalora_qat.release.fit_input_check import fit_input_check
 from adalora_qat.release.views import upright_views, views
 from adalora_qat.runtime.assurance import Assurance
-from adalora_qat.runtime.confidence import fit_calibration
+from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.input_check import UPRIGHT, Real, pooled
 from adalora_qat.runtime.plausibility import Plausibility, agreement, balance
 from adalora_qat.runtime.runtime import OnnxPredictor
@@ -47,6 +48,10 @@ _SPOILT = {
 _SPOILT_VIEWS = 1
 # Boxes that are off, in shares of the image's longer side.
 _JITTERS = (0.02, 0.08)
+# As many steps of the table of confidence as it takes to follow a curve, each of enough masks to
+# mean something.
+_BINS = 16
+_FEWEST = 20
 # What the worst thousandth of the training masks is stretched by, before it is called odd.
 _SLACK = 1.5
 
@@ -113,6 +118,38 @@ def fit_assurance(
     check = fit_input_check(features, classes, held_out)
     expected = confidence(np.array(limits.scores))
     return Assurance(confidence, check, _plausibility(train, target, limits, expected))
+
+
+def fit_calibration(predicted: ArrayLike, true: ArrayLike) -> Calibration:
+    """Fit a table of expected IoU by isotonic regression on validation masks.
+
+    Masks are first put in up to 16 groups of equal size by their predicted IoU, so that one
+    odd mask makes no step; the groups' means are then made monotone (Barlow et al.,
+    "Statistical Inference under Order Restrictions", 1972).
+
+    Parameters
+    ----------
+    predicted, true : (n,) the model's own estimate and the IoU with the truth, of n masks.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 20 masks, or values are not finite.
+    """
+    x, y = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < _FEWEST:
+        raise DataError(f"{x.size} masks are too few to calibrate with; give at least {_FEWEST}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise DataError("a predicted or true IoU is not finite")
+    order = np.argsort(x, kind="stable")
+    groups = np.array_split(order, min(_BINS, len(x) // 10))
+    means = np.array([[x[group].mean(), y[group].mean()] for group in groups])
+    # Groups of one and the same prediction become one knot.
+    knots, first = np.unique(means[:, 0], return_index=True)
+    weights = np.add.reduceat([float(len(group)) for group in groups], first)
+    totals = np.add.reduceat([y[group].sum() for group in groups], first)
+    fitted = isotonic_regression(totals / weights, weights=weights).x
+    return Calibration(tuple(knots.tolist()), tuple(fitted.tolist()), len(x))
 
 
 def _confidences(
