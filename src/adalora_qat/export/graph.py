@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-# The first opset with Attention.
+# The first opset with Attention, and the first ONNX Runtime with all of its operators.
 OPSET = 23
 IR_VERSION = 11
+MIN_ONNXRUNTIME = "1.24.1"
 
 Shape = Sequence[int | str]
 

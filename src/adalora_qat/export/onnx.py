@@ -9,6 +9,7 @@ Shapes: S model side, N boxes of one image, L low-resolution side.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import adalora_qat
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
-from adalora_qat.export.graph import Graph
+from adalora_qat.export.graph import MIN_ONNXRUNTIME, Graph
 from adalora_qat.export.kernels import require_integer_kernels
 from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
 from adalora_qat.export.tiny_vit_graph import encode_tiny_vit
@@ -34,6 +35,7 @@ from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.runtime import open_session
@@ -92,13 +94,13 @@ def export_onnx(
     metadata = describe(segmenter, policy, sources)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
-        _save(model, temporary)
+        write_model(model, temporary, metadata)
         kernels = require_integer_kernels(model, temporary)
         candidate = onnx_model(open_session(temporary))
         reference = torch_model(segmenter)
         parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        size = _save(model, temporary, replace(metadata, parity=parity.figures()))
+        size = write_model(model, temporary, replace(metadata, parity=parity.figures()))
     if golden is not None:
         _write_golden(path, golden, candidate)
     return Exported(path, size, parity, kernels)
@@ -123,18 +125,18 @@ def export_split(
     """
     metadata = describe(segmenter, policy, sources)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
+    parts: tuple[Part, Part] = ("encoder", "decoder")
     with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
         files = (first, second)
-        for model, file in zip(models, files, strict=True):
-            _save(model, file)
+        for model, file, part in zip(models, files, parts, strict=True):
+            write_model(model, file, replace(metadata, part=part))
         kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
         candidate = split_model(open_session(first), open_session(second))
         reference = torch_model(segmenter)
         parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        parts: tuple[Part, Part] = ("encoder", "decoder")
         sizes = [
-            _save(model, file, replace(metadata, part=part, parity=parity.figures()))
+            write_model(model, file, replace(metadata, part=part, parity=parity.figures()))
             for model, file, part in zip(models, files, parts, strict=True)
         ]
     if golden is not None:
@@ -157,7 +159,13 @@ def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> M
     require_exportable(segmenter)
     variant, version = segmenter.variant, adalora_qat.__version__
     return ModelMetadata(
-        variant.name, variant.frame, variant.low_res_side, policy, version, sources=dict(sources)
+        variant.name,
+        variant.frame,
+        variant.low_res_side,
+        policy,
+        version,
+        sources=dict(sources),
+        min_onnxruntime=MIN_ONNXRUNTIME,
     )
 
 
@@ -324,11 +332,10 @@ def _without_batch_norms(segmenter: Segmenter) -> Segmenter:
     return segmenter
 
 
-def _save(model: onnx.ModelProto, path: Path, metadata: ModelMetadata | None = None) -> int:
-    """Write a model, with other metadata if given, and return its size in bytes."""
-    if metadata is not None:
-        helper.set_model_props(model, metadata.to_props())
-    return path.write_bytes(model.SerializeToString())
+def write_model(model: onnx.ModelProto, path: Path, metadata: ModelMetadata) -> int:
+    """Write a model with its self-description and its digest; return its size in bytes."""
+    helper.set_model_props(model, {**metadata.to_props(), KEY: json.dumps(BLANK.decode())})
+    return path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
-from onnx import helper
 
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
 from adalora_qat.evaluate.calibration import expected_calibration_error
 from adalora_qat.evaluate.cases import evaluate_cases
+from adalora_qat.export.onnx import write_model
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import atomic_write, sha256_file, write_text
 from adalora_qat.phantom.phantom import phantom
@@ -117,9 +117,8 @@ def finish(file: Path, threshold: float | None, assurance: Assurance | None) -> 
     if assurance is not None:
         metadata = replace(metadata, assurance=assurance.to_json())
     model = onnx.load(file)
-    helper.set_model_props(model, metadata.to_props())
     with atomic_write(file) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        write_model(model, temporary, metadata)
 
 
 def _assure(

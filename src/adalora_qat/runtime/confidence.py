@@ -37,6 +37,8 @@ class Calibration:
         fits = x.ndim == 1 and x.shape == y.shape and len(x) > 0
         if not fits or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
             raise DataError("a calibration needs rising knots and values that do not fall")
+        if not np.isfinite(x).all() or not (y[0] >= 0 and y[-1] <= 1):
+            raise DataError("a calibration gives expected IoUs between 0 and 1")
 
     def __call__(self, predicted: ArrayLike) -> NDArray[np.float32]:
         """Return the expected IoU of masks with these predicted ones, any shape."""
