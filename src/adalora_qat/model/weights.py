@@ -275,10 +275,10 @@ def fetch_packaged(packaged: Packaged, chosen: Variant, cache: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / Path(packaged.member).name
         original.write_bytes(_packaged_bytes(packaged, Path(folder)))
-        found = sha256_file(original)
-        if found != packaged.sha256:
+        digest = sha256_file(original)
+        if digest != packaged.sha256:
             raise CheckpointError(
-                f"{packaged.member} of {packaged.distribution} has SHA-256 {found}, expected "
+                f"{packaged.member} of {packaged.distribution} has SHA-256 {digest}, expected "
                 f"{packaged.sha256}: it is not the published file, and is not used"
             )
         convert_file(original, chosen, target)

@@ -96,7 +96,7 @@ def compensable(model: nn.Module, config: QuantizeConfig) -> dict[str, FakeQuant
     ConfigError
         If there is none.
     """
-    found = {
+    layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
         if isinstance(layer, FakeQuantLayer)
@@ -104,13 +104,13 @@ def compensable(model: nn.Module, config: QuantizeConfig) -> dict[str, FakeQuant
         and layer.weight_quantizer.numerics.bits <= config.compensate_bits
         and any(fnmatchcase(name, pattern) for pattern in config.compensate_targets)
     }
-    if not found:
+    if not layers:
         raise ConfigError(
             f"quantize.compensate={config.compensate} finds no linear layer of at most "
             f"{config.compensate_bits} bits named like {', '.join(config.compensate_targets)}; "
             "choose a policy such as w4a8, or compensate=none"
         )
-    return found
+    return layers
 
 
 @contextmanager
@@ -262,9 +262,9 @@ def _positive(lengths: Tensor) -> Tensor:
 
 
 def _plain(layer: FakeQuantLayer) -> nn.Linear:
-    found = layer.layer
-    if isinstance(found, nn.Linear):
-        return found
-    if not is_adapted(found):
+    wrapped = layer.layer
+    if isinstance(wrapped, nn.Linear):
+        return wrapped
+    if not is_adapted(wrapped):
         raise CheckpointError(f"{layer.name} is not a linear layer")
-    return frozen_linear(found.weight.detach(), found.bias)
+    return frozen_linear(wrapped.weight.detach(), wrapped.bias)

@@ -84,8 +84,8 @@ def _classifier(features: Real, labels: NDArray[Any], count: int) -> tuple[Real,
         slope[:, :-1] += _RIDGE / width * table[:, :-1]
         return value + 0.5 * _RIDGE / width * float((table[:, :-1] ** 2).sum()), slope.ravel()
 
-    found = minimize(loss, np.zeros(count * (width + 1)), jac=True, method="L-BFGS-B")
-    table = found.x.reshape(count, width + 1)
+    optimum = minimize(loss, np.zeros(count * (width + 1)), jac=True, method="L-BFGS-B")
+    table = optimum.x.reshape(count, width + 1)
     return (table[:, :-1] / np.sqrt(width)).astype(np.float32), table[:, -1].astype(np.float32)
 
 
