@@ -147,10 +147,15 @@ def stored_ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
 def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy an adapter state into the adapters of ``module``, exactly.
 
+    Parameters
+    ----------
+    module : has adapters, injected at ``stored_ranks(state)``.
+    state : ``<layer>.<tensor>`` → tensor, as ``adapter_state`` gives it.
+
     Raises
     ------
     CheckpointError
-        If names or shapes differ. Adapters must have been injected at ``stored_ranks(state)``.
+        If names or shapes differ; nothing is changed then.
     """
     own = adapter_state(module)
     if set(own) != set(state):

@@ -170,7 +170,12 @@ def inject_peft(
 ) -> dict[str, Adapter]:
     """Put the adapters of a PEFT folder into ``module``, at their stored ranks.
 
-    ``modules``: where what was saved whole goes, by the names that ``save_peft`` was given.
+    Parameters
+    ----------
+    module : changed in place.
+    folder : as PEFT or ``save_peft`` wrote it.
+    prefix : taken off each layer's name; see ``read_peft``.
+    modules : where what was saved whole goes, by the names that ``save_peft`` was given.
 
     Raises
     ------

@@ -66,8 +66,14 @@ def quantize(
 ) -> str:
     """Give a layer's input the form that the layer multiplies: u8, or float32 as it is.
 
-    ``floor`` is a lower bound of ``x``, where known; ``relu`` puts a ReLU before the layer.
     Whatever only moves data may be done to the result, which is a quarter of the bytes.
+
+    Parameters
+    ----------
+    layer : float, or converted.
+    x : float32, any shape.
+    floor : a lower bound of ``x``, where known.
+    relu : put a ReLU before the layer.
     """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return g.relu(x) if relu else x
@@ -100,7 +106,17 @@ def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
 
 
 def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
-    """Return what ``quantize`` would give for values that are known now."""
+    """Return what ``quantize`` would give for values that are known now.
+
+    Parameters
+    ----------
+    layer : whose input they are.
+    values : float32, any shape.
+
+    Returns
+    -------
+    uint8, or float32 where the layer multiplies floats, in the shape of the values.
+    """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return values.detach().numpy()
     integers = (values / layer.input_scale).round().clamp(-_LARGEST, _LARGEST) + _MIDDLE
@@ -110,9 +126,14 @@ def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
 def product(
     g: Graph, layer: nn.Module, quantized: str, rows: Tensor | None = None, part: str = ""
 ) -> str:
-    """Multiply what ``quantize`` gave, (M, K), by a linear layer's weight: (M, C) float32.
+    """Multiply what ``quantize`` gave by a linear layer's weight: (M, K) → (M, C) float32.
 
-    ``rows`` picks and orders the outputs, which are then named ``part``.
+    Parameters
+    ----------
+    layer : linear, weight (C, K).
+    quantized : (M, K).
+    rows : indices that pick and order the outputs; all C in their order if None.
+    part : what the picked outputs are called, in the names of nodes and initializers.
     """
     weight = weight_of(layer)
     if rows is None:
@@ -124,14 +145,29 @@ def product(
 def linear(
     g: Graph, layer: nn.Module, x: str, floor: float | None = None, *, relu: bool = False
 ) -> str:
-    """Apply a linear layer to (M, K), after a ReLU where asked."""
+    """Apply a linear layer: (M, K) → (M, C).
+
+    Parameters
+    ----------
+    layer : weight (C, K).
+    x : (M, K) float32.
+    floor, relu : as in ``quantize``.
+    """
     return product(g, layer, quantize(g, layer, x, floor, relu=relu))
 
 
 def convolve(
     g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
 ) -> str:
-    """Apply a convolution for which ``is_integer_product`` holds to a map (H·W, K): (H'·W', C)."""
+    """Apply a convolution as an integer Gemm: a map (H·W, K) → (H'·W', C).
+
+    Parameters
+    ----------
+    layer : one for which ``is_integer_product`` holds.
+    x : (H·W, K) float32, rows of pixels.
+    size : (H, W).
+    floor : as in ``quantize``.
+    """
     weight = weight_of(layer)
     quantized = _patches(g, layer, quantize(g, layer, x, floor), size)
     # A row of the patches holds (row, column, channel) of the kernel's window.
@@ -139,7 +175,14 @@ def convolve(
 
 
 def convolve_planes(g: Graph, layer: nn.Module, x: str, floor: float | None = None) -> str:
-    """Apply a convolution in float32 to planes (1, K, H, W): (1, C, H', W')."""
+    """Apply a convolution in float32 to planes: (1, K, H, W) → (1, C, H', W').
+
+    Parameters
+    ----------
+    layer : any convolution.
+    x : (1, K, H, W) float32.
+    floor : as in ``quantize``.
+    """
     x = dequantize(g, layer, quantize(g, layer, x, floor))
     bias = _float_bias(g, layer)
     operands = [x, float_weight(g, layer), *([] if bias is None else [bias])]
@@ -149,7 +192,14 @@ def convolve_planes(g: Graph, layer: nn.Module, x: str, floor: float | None = No
 def convolve_transposed(
     g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
 ) -> str:
-    """Apply a transposed convolution, kernel = stride = k, to maps (P·H·W, K): (P·kH·kW, C).
+    """Apply a transposed convolution, kernel = stride = k: P maps (P·H·W, K) → (P·kH·kW, C).
+
+    Parameters
+    ----------
+    layer : the convolution.
+    x : (P·H·W, K) float32, rows of pixels of P maps.
+    size : (H, W).
+    floor : as in ``quantize``.
 
     Raises
     ------
@@ -186,7 +236,15 @@ def float_weight(g: Graph, layer: nn.Module) -> str:
 def stored_integers(
     g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None
 ) -> str:
-    """Return integers times a scale that broadcasts against them, as float32."""
+    """Store integers and return them times a scale, as float32.
+
+    Parameters
+    ----------
+    name : of the initializers, within the scope.
+    integers : int8 or int32, any shape.
+    scale : float32 or float16, broadcasts against the integers.
+    bits : of the integers; 4 or fewer are stored as INT4.
+    """
     stored = g.node("Cast", _stored(g, name, integers, bits), to=TensorProto.FLOAT)
     if scale.dtype == torch.float16:
         return g.multiply(stored, _float16(g, f"{name}_scale", scale))

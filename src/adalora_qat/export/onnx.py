@@ -77,11 +77,14 @@ def export_onnx(
     Parameters
     ----------
     segmenter : float, or converted by ``quantize.convert``; adapters merged.
+    path : the file to write.
     cases : the images and boxes of the parity gate.
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
+    gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
         whoever runs the model elsewhere.
+    progress : is told of each case.
 
     Raises
     ------
@@ -120,8 +123,18 @@ def export_split(
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
-    Parameters and errors are those of ``export_onnx``; the gate looks at both together, and
-    the golden file, beside the encoder, holds the image, the box and what both together give.
+    Parameters
+    ----------
+    encoder_path, decoder_path : the files to write.
+    segmenter, cases, policy, sources, gate, progress : as in ``export_onnx``; the gate looks at
+        both files together.
+    golden : as in ``export_onnx``; its file, beside the encoder, holds the image, the box and
+        what both together give.
+
+    Raises
+    ------
+    ExportError, UserError
+        As ``export_onnx``.
     """
     metadata = describe(segmenter, policy, sources)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
@@ -225,7 +238,7 @@ def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelPr
 
     Inputs: embeddings (E², D); points (1, N, T, 2) in the model frame with labels (1, N, T):
     1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point; the logits of an
-    earlier answer, masks (1, N, L, L), used where has_mask (1, N) is 1.
+    earlier prediction, masks (1, N, L, L), used where has_mask (1, N) is 1.
     """
     variant, g = segmenter.variant, Graph(f"{segmenter.variant.name} decoder")
     low, pixels = variant.low_res_side, variant.embedding_side**2
@@ -333,7 +346,18 @@ def _without_batch_norms(segmenter: Segmenter) -> Segmenter:
 
 
 def write_model(model: onnx.ModelProto, path: Path, metadata: ModelMetadata) -> int:
-    """Write a model with its self-description and its digest; return its size in bytes."""
+    """Write a model with its self-description and its digest.
+
+    Parameters
+    ----------
+    model : its metadata are replaced.
+    path : the file to write; ``atomic_write`` is the caller's.
+    metadata : what it says of itself.
+
+    Returns
+    -------
+    The size of the file in bytes.
+    """
     helper.set_model_props(model, {**metadata.to_props(), KEY: json.dumps(BLANK.decode())})
     return path.write_bytes(sealed(model.SerializeToString()))
 

@@ -88,6 +88,13 @@ def measure_parity(
 ) -> Parity:
     """Compare two models case by case.
 
+    Parameters
+    ----------
+    reference, candidate : image (3, S, S) and boxes (N, 4) → logits (N, L, L) and IoU (N,).
+    cases : at least one.
+    threshold : a pixel is foreground where its logit exceeds this.
+    progress : is told of each case.
+
     Raises
     ------
     ExportError

@@ -45,7 +45,18 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
     def forward(
         self, hidden_states: Tensor, output_attentions: bool | None = None, window: int = 0
     ) -> tuple[Tensor, None]:
-        """Attend within windows of side ``window`` (0: everywhere) of (B, E, E, C) tokens."""
+        """Attend within windows, or over the whole grid.
+
+        Parameters
+        ----------
+        hidden_states : (B, E, E, C) tokens.
+        output_attentions : transformers' argument, not used: there is no matrix of scores.
+        window : G; 0 for global attention.
+
+        Returns
+        -------
+        (B, E, E, C), and None in the place of the scores.
+        """
         qkv = self.qkv(hidden_states)
         if self.kernel == "triton" and _triton_serves(qkv, self.num_attention_heads):
             out = self._attend_triton(qkv, window)
@@ -161,6 +172,7 @@ def attend_folded(
     qkv : (B, height, width, 3·H·D), the projection's output.
     padding : (3·H·D,), q, k and v of a token off the grid; only windows have such.
     tables : as ``relative_tables`` gives them.
+    heads : H.
     window : G; 0 for global attention.
     kernel : "folded" or "cudnn".
 
@@ -205,9 +217,17 @@ def relative_tables(
 
 
 def relative_terms(qkv: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Return [rel_h, rel_w] for every token and head, (B, height, width, H·2K).
+    """Return [rel_h, rel_w] for every token and head, of queries that are not scaled.
 
-    rel_h[i, k] = q_i·Rh[y_i − k] and rel_w[i, k] = q_i·Rw[x_i − k], of unscaled q.
+    Parameters
+    ----------
+    qkv : (B, height, width, 3·H·D), the projection's output.
+    tables : (height, K, D) and (width, K, D), as ``relative_tables`` gives them.
+    heads : H.
+
+    Returns
+    -------
+    (B, height, width, H·2K): rel_h[i, k] = q_i·Rh[y_i − k], then rel_w[i, k] = q_i·Rw[x_i − k].
     """
     row, column = (table.to(qkv.dtype) for table in tables)
     B, height, width, _ = qkv.shape

@@ -138,7 +138,17 @@ def watching_inputs(layers: Mapping[str, FakeQuantLayer]) -> Iterator[dict[str, 
 
 
 def column_weights(name: str, moments: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the weight of each input, (in,) float32 with mean square 1; None if never seen.
+    """Return how much an error in each column of a layer's weight counts.
+
+    Parameters
+    ----------
+    name : of the layer.
+    moments : layer → (in,) mean square of each input, from ``watching_inputs``.
+
+    Returns
+    -------
+    (in,) float32, the root mean square of each input, scaled to mean square 1 and kept above a
+    thousandth; None if the layer's input was never seen or always zero.
 
     Raises
     ------
@@ -159,7 +169,15 @@ def column_weights(name: str, moments: Mapping[str, Tensor]) -> Tensor | None:
 def factorise(
     weight: Tensor, numerics: Numerics, rank: int, iterations: int, columns: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], tuple[float, float]]:
-    """Split a weight (out, in) into what is quantized and a branch of rank R.
+    """Split a weight into what is quantized and a low-rank branch (LoftQ, Algorithm 1).
+
+    Parameters
+    ----------
+    weight : W (out, in).
+    numerics : of the integers.
+    rank : R of the branch, at most the smaller side of the weight.
+    iterations : T ≥ 1, turns of quantizing the rest and refitting the branch.
+    columns : (in,) weight of an error in each column; all alike if None.
 
     Returns
     -------
@@ -186,7 +204,13 @@ def factorise(
 
 
 def quantized(weight: Tensor, numerics: Numerics) -> Tensor:
-    """Return a linear layer's weight rounded as ``freeze`` will round it, float32."""
+    """Return a linear layer's weight (out, in) rounded as ``freeze`` will round it, float32.
+
+    Parameters
+    ----------
+    weight : (out, in).
+    numerics : of the weight.
+    """
     scale = as_stored(scale_of(weight_threshold(weight, numerics, 0), numerics.limit), numerics)
     spread = broadcast_scale(scale, weight.shape, numerics.group_size, 0)
     return to_integers(weight, spread, numerics.limit) * spread

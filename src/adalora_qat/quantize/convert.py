@@ -254,7 +254,15 @@ def dequantize(model: nn.Module) -> nn.Module:
 def store_parameter(
     model: nn.Module, name: str, integers: Tensor, dequantized: DequantizedParameter
 ) -> None:
-    """Store a bare parameter as int8 behind a parametrization that dequantizes it."""
+    """Store a bare parameter as int8 behind a parametrization that dequantizes it.
+
+    Parameters
+    ----------
+    model : changed in place.
+    name : of the parameter, as ``named_parameters`` has it.
+    integers : int8, in the parameter's shape.
+    dequantized : holds the scale.
+    """
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if parametrize.is_parametrized(module, leaf):

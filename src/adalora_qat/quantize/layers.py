@@ -211,12 +211,32 @@ def wrap(name: str, layer: nn.Module, numerics: LayerNumerics) -> FakeQuantLayer
 
 
 def low_rank(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return what a branch of left (out, R) and right (R, in) adds for x (…, in)."""
+    """Return what a low-rank branch adds to a layer's output, (x Qᵀ) Lᵀ.
+
+    Parameters
+    ----------
+    x : (…, in).
+    left, right : L (out, R) and Q (R, in).
+
+    Returns
+    -------
+    (…, out).
+    """
     return F.linear(F.linear(x, right), left)
 
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Return a bias as integers of scale s_x·s_w, saturated at ±(2³¹ − 128), float32."""
+    """Return a bias as integers, to be added to the sum of integer products.
+
+    Parameters
+    ----------
+    bias : (out,) float32.
+    scale : s_x·s_w, () or (out,).
+
+    Returns
+    -------
+    (out,) integer-valued float32, saturated at ±(2³¹ − 128).
+    """
     return to_integers(bias, scale, BIAS_LIMIT)
 
 

@@ -178,7 +178,21 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_int4(integers: Tensor) -> Tensor:
-    """Pack int8 values in [−8, 7], any shape, into uint8 (ceil(n / 2),); low nibble first."""
+    """Pack 4-bit integers two to a byte, the first one in the low nibble.
+
+    Parameters
+    ----------
+    integers : int8 in [−8, 7], any shape; n of them.
+
+    Returns
+    -------
+    (⌈n / 2⌉,) uint8.
+
+    Raises
+    ------
+    ValueError
+        If one does not fit into 4 bits.
+    """
     flat = integers.reshape(-1)
     if flat.numel() and not bool(((flat >= -8) & (flat <= 7)).all()):
         raise ValueError("4-bit integers lie in [-8, 7]")
@@ -188,7 +202,17 @@ def pack_int4(integers: Tensor) -> Tensor:
 
 
 def unpack_int4(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the int8 values of ``shape`` that ``pack_int4`` packed."""
+    """Return the integers that ``pack_int4`` packed.
+
+    Parameters
+    ----------
+    packed : (⌈n / 2⌉,) uint8.
+    shape : of the n integers.
+
+    Returns
+    -------
+    int8 in [−8, 7], of that shape.
+    """
     nibbles = torch.stack([packed & 0xF, packed >> 4], dim=-1).reshape(-1).to(torch.int8)
     signed = torch.where(nibbles > 7, nibbles - 16, nibbles)
     return signed[: torch.Size(shape).numel()].reshape(shape)

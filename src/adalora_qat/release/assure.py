@@ -72,7 +72,17 @@ def fit_threshold(
 ) -> tuple[float, dict[float, float]]:
     """Return the cut of the logits with the best mean Dice, and the mean Dice at each.
 
-    The prompt is the automatic one. Of equals the one nearest 0 is taken.
+    Parameters
+    ----------
+    predictor : the exported file.
+    records : validation images, each with a mask of the target.
+    target : the mask's kind.
+    progress : is told of each image.
+
+    Returns
+    -------
+    The best of ``THRESHOLDS``, of equals the one nearest 0, and cut → mean Dice. The prompt is
+    the automatic one.
     """
     dice = np.zeros((len(records), len(THRESHOLDS)))
     for row, (_, image, truth) in enumerate(_cases(records, target, progress, "threshold")):
@@ -100,8 +110,12 @@ def fit_assurance(
 
     Parameters
     ----------
+    predictor : the exported file.
     train : images of the input check and masks of the plausibility.
     validation : sets every limit, and the table of confidence.
+    target : the mask's kind.
+    seed : of views, boxes and degradations.
+    progress : is told of each image.
 
     Raises
     ------

@@ -72,9 +72,12 @@ def ship(
 
     Parameters
     ----------
+    run : a finished run.
+    stage : ``stage1``, ``ptq`` or ``stage2``.
     records : ``train``, ``val`` and ``test``, each with masks of the run's target.
     folder : replaced as a whole.
     images : training images whose views the input check is fitted on.
+    progress : is told of each image.
 
     Raises
     ------

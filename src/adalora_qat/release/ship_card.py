@@ -23,7 +23,17 @@ def ship_card(
     rows: Sequence[Mapping[str, Any]],
     calibration_error: float,
 ) -> str:
-    """Return the card as Markdown."""
+    """Return the card as Markdown.
+
+    Parameters
+    ----------
+    run, stage : what was exported.
+    predictor : the finished file.
+    size_bytes : of the file.
+    records : split → records.
+    rows : what ``ship`` measured on the test images: box, source, n, mean, deviation, lowest.
+    calibration_error : expected calibration error of the confidence on the test images.
+    """
     # Here, as the fit needs SciPy and the card is written where it was done.
     from adalora_qat.release.fit_input_check import QUANTILE
 

@@ -34,7 +34,13 @@ _UPRIGHT_VIEWS = 3
 
 
 def views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, Grey]]:
-    """Yield (class, picture): upright views, and one of each other class."""
+    """Yield (class, picture): upright views, and one of each other class.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3), any real dtype.
+    rng : draws every choice.
+    """
     grey = to_grey_uint8(image)
     yield from ((UPRIGHT, view) for view in upright_views(grey, rng))
     for name, view in _SPOILT.items():
@@ -43,7 +49,13 @@ def views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, 
 
 
 def upright_views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[Grey]:
-    """Yield the image itself and mild views of it."""
+    """Yield the image itself, (H, W) uint8, and mild views of it.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3), any real dtype.
+    rng : draws every choice.
+    """
     grey = to_grey_uint8(image)
     yield grey
     for _ in range(_UPRIGHT_VIEWS - 1):
@@ -51,7 +63,17 @@ def upright_views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[Gre
 
 
 def mild(grey: Grey, rng: np.random.Generator) -> Grey:
-    """Reframe, change the tones, and degrade in one way."""
+    """Reframe, change the tones, and degrade in one way.
+
+    Parameters
+    ----------
+    grey : (H, W) uint8.
+    rng : draws every choice.
+
+    Returns
+    -------
+    uint8, of a size within an eighth of the given one on each edge.
+    """
     kind = str(rng.choice(list(_MILD)))
     strength = float(rng.choice(_MILD[kind]))
     changed = DEGRADATIONS[kind].at(strength).image(_reframed(grey, rng), rng)
