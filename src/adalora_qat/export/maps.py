@@ -29,8 +29,8 @@ from adalora_qat.export.layers import (
     linear,
     product,
     quantize,
-    weight_of,
 )
+from adalora_qat.export.weights import weight_of
 from adalora_qat.quantize.convert import QuantizedLayer
 from adalora_qat.quantize.operators import Operator, operator_of
 

@@ -1,7 +1,8 @@
 """Teaching an exported model its own limits: threshold, confidence, input check, plausibility.
 
-Everything is fitted with the exported file in ONNX Runtime, as it will be used; the limits come
-from the validation images, which nothing was trained on.
+Everything is fitted with the exported file in ONNX Runtime, as it will be used. The limits come
+from the validation images: no weight of the run was fitted on them, but its best epoch was chosen
+by them, and the published weights that it began with may have seen them.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ Views = Callable[[NDArray[Any], np.random.Generator], Iterator[tuple[str, NDArra
 
 # Candidates for the cut of the logits; 0 is what training cuts at.
 THRESHOLDS = np.arange(-10, 11) / 10
-# Spoilt validation images, so that the table of confidence knows poor masks too.
-_SPOILT = {
+# Degradation → strengths, for validation images whose masks come out poor.
+_DEGRADED = {
     "noise": (0.1, 0.2),
     "blur": (4, 8),
     "contrast": (0.1, 0.25, 4),
     "jpeg": (10, 5),
     "resolution": (8, 16),
 }
-# One spoilt view an image, two masks beside four of the image as it is: a table that knows more
-# poor masks than use has would be too modest on good ones.
-_SPOILT_VIEWS = 1
+# One degraded view an image gives two masks beside four of the image as it is. With a larger
+# share of poor masks than there is in use, the table would expect too little of good ones.
+_DEGRADED_VIEWS = 1
 # Boxes that are off, in shares of the image's longer side.
 _JITTERS = (0.02, 0.08)
 # As many steps of the table of confidence as it takes to follow a curve, each of enough masks to
 # mean something.
 _BINS = 16
 _FEWEST = 20
-# What the worst thousandth of the training masks is stretched by, before it is called odd.
+# How far beyond the worst thousandth of the training masks a mask must lie to be warned of.
 _SLACK = 1.5
 
 
@@ -87,8 +88,8 @@ def fit_threshold(
     dice = np.zeros((len(records), len(THRESHOLDS)))
     for row, (_, image, truth) in enumerate(_cases(records, target, progress, "threshold")):
         ask = predictor.prompted(image)
-        _, answer = two_passes(ask, truth.shape)
-        logits = logits_to_original(answer.logits[0], ask.frame_map)
+        _, second = two_passes(ask, truth.shape)
+        logits = logits_to_original(second.logits[0], ask.frame_map)
         for column, threshold in enumerate(THRESHOLDS):
             mask = logits > threshold
             both = int(mask.sum()) + int(truth.sum())
@@ -173,22 +174,26 @@ def _confidences(
     seed: int,
     progress: Progress | None,
 ) -> tuple[list[float], list[float], _Limits]:
-    """Return predicted and true IoUs of good and spoilt cases, and what good ones look like."""
+    """Return predicted and true IoUs of masks, and what masks of undegraded images look like.
+
+    The masks: both passes of the automatic prompt, boxes that are off, and both passes on a
+    degraded image.
+    """
     predicted: list[float] = []
     true: list[float] = []
     limits = _Limits([], [])
     for index, (record, image, truth) in enumerate(_cases(records, target, progress, "confidence")):
         rng = np.random.default_rng([seed, index])
         ask = predictor.prompted(image)
-        first, answer = two_passes(ask, truth.shape)
-        limits.agreements.append(agreement(first.masks[0], answer.masks[0]))
-        limits.scores.append(float(answer.scores[0]))
-        pairs = [(first, truth), (answer, truth)]
+        first, second = two_passes(ask, truth.shape)
+        limits.agreements.append(agreement(first.masks[0], second.masks[0]))
+        limits.scores.append(float(second.scores[0]))
+        pairs = [(first, truth), (second, truth)]
         pairs += [(ask(box[None]), truth) for box in _boxes(truth, record.id, rng)]
-        for kind in rng.choice(list(_SPOILT), _SPOILT_VIEWS, replace=False):
-            change = DEGRADATIONS[kind].at(float(rng.choice(_SPOILT[kind])))
-            spoilt = predictor.prompted(change.image(image, rng))
-            pairs += [(one, truth) for one in two_passes(spoilt, truth.shape)]
+        for kind in rng.choice(list(_DEGRADED), _DEGRADED_VIEWS, replace=False):
+            change = DEGRADATIONS[kind].at(float(rng.choice(_DEGRADED[kind])))
+            degraded = predictor.prompted(change.image(image, rng))
+            pairs += [(one, truth) for one in two_passes(degraded, truth.shape)]
         predicted += [float(one.scores[0]) for one, _ in pairs]
         true += [agreement(one.masks[0], mask) for one, mask in pairs]
     return predicted, true, limits

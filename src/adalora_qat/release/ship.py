@@ -1,4 +1,4 @@
-"""From a trained run to the folder of the model that ships: file, card, golden answer, sums.
+"""From a trained run to the folder of the model that ships: file, card, golden mask, sums.
 
 The folder is written beside the old one and put in its place at the end, so that there is
 always one whole model or none.
@@ -166,7 +166,7 @@ def _rows(mode: str, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _write_golden(predictor: OnnxPredictor, path: Path) -> None:
-    """Keep the answer to a phantom: no radiograph leaves the machine it is on."""
+    """Keep the mask of a phantom, which is nobody's radiograph."""
     made = phantom(7, side=256)
     box = np.array([20, 20, 236, 236], dtype=np.float64)
     mask = predictor.predict(made.image, box[None]).masks[0]

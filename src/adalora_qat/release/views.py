@@ -21,7 +21,7 @@ from adalora_qat.runtime.input_check import UPRIGHT
 Grey = NDArray[np.uint8]
 View = Callable[[Grey, np.random.Generator], Grey]
 
-# Degradation → strengths that leave a film readable.
+# Degradation → strengths that leave a radiograph readable.
 _MILD = {
     "noise": (0.02, 0.05),
     "blur": (1, 2),
@@ -43,7 +43,7 @@ def views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, 
     """
     grey = to_grey_uint8(image)
     yield from ((UPRIGHT, view) for view in upright_views(grey, rng))
-    for name, view in _SPOILT.items():
+    for name, view in _WRONG.items():
         # What was turned is as often a poor picture as what was not.
         yield name, view(mild(grey, rng) if rng.random() < 0.5 else grey, rng)
 
@@ -156,7 +156,7 @@ def _drawing(grey: Grey, rng: np.random.Generator) -> Grey:
     return np.asarray(picture)
 
 
-_SPOILT: Mapping[str, View] = {
+_WRONG: Mapping[str, View] = {
     "turned_left": _turned(1),
     "upside_down": _turned(2),
     "turned_right": _turned(3),
