@@ -42,15 +42,12 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
     kernel: Kernel
 
-    def forward(
-        self, hidden_states: Tensor, output_attentions: bool | None = None, window: int = 0
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, window: int = 0) -> tuple[Tensor, None]:
         """Attend within windows, or over the whole grid.
 
         Parameters
         ----------
         hidden_states : (B, E, E, C) tokens.
-        output_attentions : transformers' argument, not used: there is no matrix of scores.
         window : G; 0 for global attention.
 
         Returns

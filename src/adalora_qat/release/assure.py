@@ -1,8 +1,8 @@
 """Teaching an exported model its own limits: threshold, confidence, input check, plausibility.
 
 Everything is fitted with the exported file in ONNX Runtime, as it will be used. The limits come
-from the validation images: no weight of the run was fitted on them, but its best epoch was chosen
-by them, and the published weights that it began with may have seen them.
+from the validation images: no weight of the run was fitted on them, but a recipe with ``patience``
+chooses its epoch by them, and the published weights that it began with may have seen them.
 """
 
 from __future__ import annotations
