@@ -11,10 +11,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adalora_qat.errors import CheckpointError
 from adalora_qat.imaging.geometry import Frame
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FORMAT = "1"
 _PREFIX = "adalora_qat."
@@ -83,6 +86,30 @@ class ModelMetadata:
             del values["min_onnxruntime"]
         props = {_PREFIX + key: json.dumps(value) for key, value in values.items()}
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
+
+    @classmethod
+    def of(cls, session: InferenceSession, origin: str) -> ModelMetadata:
+        """Read the description of an open file, and hold it against the graph.
+
+        Parameters
+        ----------
+        origin : what to call the file in errors.
+
+        Raises
+        ------
+        CheckpointError
+            As ``from_props``, and as ``check_graph``.
+        """
+        try:
+            props = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"the metadata of {origin} are not text ({error}); export the model again"
+            ) from error
+        metadata = cls.from_props(props, origin)
+        values = (*session.get_inputs(), *session.get_outputs())
+        metadata.check_graph({value.name: value.shape for value in values}, origin)
+        return metadata
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], origin: str) -> ModelMetadata:

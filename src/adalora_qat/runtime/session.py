@@ -59,6 +59,8 @@ def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.I
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=_NOT_ASKED_FOR,
+        # Else it prints, to standard output, that it will try the same again.
+        enable_fallback=0,
     )
 
 
