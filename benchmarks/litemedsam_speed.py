@@ -39,12 +39,12 @@ def seen(seed: int, frame: Any) -> ParityCase:
     import numpy as np
 
     from adalora_qat.export.parity import ParityCase
-    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box_inclusive
     from adalora_qat.phantom.phantom import phantom
 
     made = phantom(seed)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
     return ParityCase(f"phantom {seed}", image, boxes, (frame.side, frame.side))
 

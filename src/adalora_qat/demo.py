@@ -36,7 +36,7 @@ from adalora_qat.recipe import dump_config, load_config
 from adalora_qat.report.figures import ranks_by_layer
 from adalora_qat.report.page import Case, write_report
 from adalora_qat.report.style import save_figure
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.study.bench import compare_speed
 from adalora_qat.study.run_report import rank_history, run_content
 from adalora_qat.train.stages import Resources, Training

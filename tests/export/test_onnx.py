@@ -14,11 +14,12 @@ from adalora_qat.export.graph import MIN_ONNXRUNTIME
 from adalora_qat.export.kernels import all_graphs, integer_products
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import prepare
 from adalora_qat.runtime.digest import verified_sha256
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 Converted = Callable[[str, str], Segmenter]
 Cases = Callable[..., list[ParityCase]]
@@ -126,10 +127,11 @@ def test_an_image_is_encoded_once_for_several_prompts(
     image = np.random.default_rng(3).integers(0, 255, (50, 64), dtype=np.uint8)
     boxes = np.array([[4, 6, 40, 44], [10, 10, 60, 30]])
     ask = predictor.prompted(image)
-    first, second = ask(None), ask(boxes)
+    whole = whole_box(*image.shape[:2])[None]
+    first, second = ask(whole), ask(boxes)
     assert ask.embeddings is not None and np.isfinite(ask.embeddings).all()
     # Not nearly: the second prompt reads what the first one stored.
-    np.testing.assert_array_equal(first.logits, predictor.predict(image, None).logits)
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, whole).logits)
     np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
     np.testing.assert_array_equal(second.scores, predictor.predict(image, boxes).scores)
     # What is given as embeddings is what is decoded: the image is not looked at again.

@@ -10,7 +10,7 @@ from adalora_qat.export.parity import ParityCase
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.phantom.phantom import write_phantoms
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.study.bench import BenchCase, Measured, compare_speed, measure
 
 BOX = (20.0, 10.0, 90.0, 100.0)

@@ -57,7 +57,7 @@ def named_paths(given: Sequence[str]) -> dict[str, Path]:
 def predictor_of(model: Path, *, cpu: bool) -> Any:
     """Load what a user calls a model: an ONNX file, a stage's file or a run folder."""
     if model.suffix == ".onnx":
-        from adalora_qat.runtime.runtime import OnnxPredictor
+        from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(model)
 

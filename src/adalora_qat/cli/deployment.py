@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +13,7 @@ from rich.table import Table
 
 from adalora_qat.cli.app import (
     Json,
-    Out,
     app,
-    err_console,
     labelled_records,
     out_console,
     print_json,
@@ -70,58 +67,6 @@ def export(
         f"{parity['dice_min']:.4f}, {parity['pixel_agreement']:.4%} of pixels equal, over "
         f"{parity['cases']} masks"
     )
-
-
-@app.command()
-def segment(
-    image: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
-    out: Out,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="An exported ONNX file; both lungs, as shipped, if left."),
-    ] = None,
-    box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the original.")] = None,
-    boxes: Annotated[
-        Path | None, typer.Option(help="CSV with the columns file,x0,y0,x1,y1.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="End with exit code 3 if there are warnings.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Segment new images: <stem>_mask.png, <stem>_overlay.png and <stem>.json for each.
-
-    Without a box the model finds one itself. A line warns of images that are rotated, inverted or
-    unlike the training data, and of odd masks.
-    """
-    from adalora_qat.runtime.runtime import OnnxPredictor
-    from adalora_qat.runtime.segment import segment_files
-    from adalora_qat.runtime.shipped import shipped_predictor
-
-    chosen = shipped_predictor if model is None else partial(OnnxPredictor, model)
-    predictor = chosen(threads=threads)
-    with watching() as watch:
-        results = segment_files(
-            image,
-            predictor,
-            out,
-            box=_box(box),
-            boxes_csv=boxes,
-            progress=watch.progress,
-        )
-    odd = [result for result in results if result["warnings"]]
-    for result in odd:
-        words = "; ".join(warning["message"] for warning in result["warnings"])
-        err_console.print(
-            f"{result['image']}: {words}", style="yellow", markup=False, soft_wrap=True
-        )
-    if as_json:
-        print_json(results)
-    else:
-        out_console.print(f"{len(results)} image{'s' * (len(results) != 1)} segmented into {out}")
-    if strict and odd:
-        raise typer.Exit(3)
 
 
 @app.command(rich_help_panel="For maintainers")
@@ -263,15 +208,3 @@ def _print_bench(report: Mapping[str, Any]) -> None:
         out_console.print("Dice is that on phantoms; give --data for radiographs")
     for words in report["words"]:
         out_console.print(f"· {words}")
-
-
-def _box(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        box = [float(part) for part in text.split(",")]
-    except ValueError:
-        box = []
-    if len(box) != 4:
-        raise DataError(f"--box {text!r} must be four numbers x0,y0,x1,y1 in original pixels")
-    return box

@@ -38,7 +38,7 @@ from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
 
 # The most that one protobuf message can hold.
 _LARGEST_FILE = 2**31 - 1

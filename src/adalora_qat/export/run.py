@@ -16,7 +16,7 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
-from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box
+from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box_inclusive
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.progress import Progress
@@ -91,7 +91,7 @@ def golden_case(frame: Frame) -> ParityCase:
     """Return a phantom and the box of its lungs as the model sees them."""
     made = phantom(0)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
     return ParityCase("phantom 0", image, boxes, (frame.side, frame.side))
 

@@ -17,7 +17,6 @@ from adalora_qat.imaging.geometry import (
     check_box,
     image_to_model,
     logits_to_original,
-    whole_box,
 )
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.predictor import Prediction, Prompted
@@ -45,7 +44,7 @@ class TorchPredictor:
         """A short name for tables."""
         return self._name
 
-    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None) -> Prediction:
+    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any]) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
 
         Parameters
@@ -73,14 +72,9 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def _decode(
-        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any] | None
+        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any]
     ) -> Prediction:
-        size = (frame_map.height, frame_map.width)
-        boxes = (
-            whole_box(*size)[None]
-            if boxes_xyxy_original is None
-            else check_box(boxes_xyxy_original, size)
-        )
+        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
         model_boxes = torch.from_numpy(boxes_to_model(boxes, frame_map).astype(np.float32))
         logits, iou = self.segmenter.decode(embeddings, model_boxes[None].to(embeddings.device))
         low_res = logits[0].float().cpu().numpy()

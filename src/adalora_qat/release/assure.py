@@ -21,15 +21,15 @@ from adalora_qat.evaluate.mask_files import load_truth
 from adalora_qat.evaluate.prompts import BoxPrompt
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 from adalora_qat.imaging.automatic_prompt import two_passes
-from adalora_qat.imaging.geometry import load_image, logits_to_original
+from adalora_qat.imaging.geometry import load_image, logits_to_original, whole_box
 from adalora_qat.progress import Progress
 from adalora_qat.release.fit_input_check import fit_input_check
 from adalora_qat.release.views import upright_views, views
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.input_check import UPRIGHT, Real, pooled
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.runtime.plausibility import Plausibility, agreement, balance
-from adalora_qat.runtime.runtime import OnnxPredictor
 
 Mask = NDArray[np.bool_]
 Views = Callable[[NDArray[Any], np.random.Generator], Iterator[tuple[str, NDArray[Any]]]]
@@ -229,7 +229,7 @@ def _features(
             if view.min() == view.max():
                 continue
             ask = predictor.prompted(view)
-            ask(None)
+            ask(whole_box(*view.shape[:2])[None])
             if ask.embeddings is None:
                 raise DataError(f"{predictor.path} gives no embeddings; export it again")
             rows.append(pooled(ask.embeddings, ask.frame_map))

@@ -30,8 +30,8 @@ from adalora_qat.progress import Progress
 from adalora_qat.release.assure import fit_assurance, fit_threshold
 from adalora_qat.release.ship_card import ship_card
 from adalora_qat.runtime.assurance import Assurance
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.runtime.shipped import CARD, GOLDEN, MODEL, SUMS, check_golden
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.packaged import CARD, GOLDEN, MODEL, SUMS, check_golden
 
 # The repository and every install carry the file.
 MOST_BYTES = 11_000_000

@@ -12,7 +12,7 @@ import adalora_qat
 from adalora_qat.checkpoint import RunFolder, provenance
 from adalora_qat.corpus.records import Record
 from adalora_qat.release.fit_input_check import QUANTILE
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 
 def ship_card(

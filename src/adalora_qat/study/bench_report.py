@@ -250,7 +250,7 @@ def _exported(
 
 
 def _of_file(path: Path) -> BenchModel:
-    from adalora_qat.runtime.runtime import open_session, read_metadata
+    from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
 
     policy = read_metadata(open_session(path, threads=1), str(path), "whole").policy
     return BenchModel(path.name, path, policy, path.stat().st_size)

@@ -25,7 +25,7 @@ from adalora_qat.quantize.layers import FakeQuantLayer
 from adalora_qat.quantize.pack import save_packed
 from adalora_qat.quantize.prepare import quantized_layers
 from adalora_qat.report.tables import MISSING
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.study.models import Model, stage_name
 from adalora_qat.study.parameters import count_parameters
 from adalora_qat.study.study import ModelFacts
