@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from adalora_qat.config import ExportConfig
-from adalora_qat.errors import ExportError
+from adalora_qat.errors import CheckpointError, ExportError
+from adalora_qat.export.graph import MIN_ONNXRUNTIME
 from adalora_qat.export.kernels import all_graphs, integer_products
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
@@ -17,6 +18,7 @@ from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import prepare
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 Converted = Callable[[str, str], Segmenter]
@@ -48,6 +50,7 @@ def test_an_int8_file_is_what_it_says(
     predictor = OnnxPredictor(path)
     assert predictor.metadata.policy == "int8-all"
     assert predictor.metadata.sources == {"run": "ff"}
+    assert predictor.metadata.min_onnxruntime == MIN_ONNXRUNTIME
     assert predictor.metadata.frame == segmenter.variant.frame
     assert predictor.metadata.parity["cases"] == 4
     assert predictor.metadata.parity["dice_min"] == exported.parity.dice_min
@@ -55,6 +58,19 @@ def test_an_int8_file_is_what_it_says(
         logits, iou = predictor.run(golden["image"], golden["boxes"])
         np.testing.assert_array_equal(logits, golden["logits"])
         np.testing.assert_array_equal(iou, golden["iou"])
+
+
+def test_one_flipped_bit_of_a_weight_is_seen(tmp_path: Path, some_cases: Cases) -> None:
+    path = tmp_path / "model.onnx"
+    segmenter = random_segmenter("tiny-test", 0)
+    export_onnx(segmenter, path, some_cases(1), policy="none", sources={})
+    assert verified_sha256(path) == OnnxPredictor(path).sha256
+    weight = segmenter.mask_decoder.upscale_conv2.weight.detach().permute(2, 3, 1, 0).numpy()
+    data = bytearray(path.read_bytes())
+    data[data.index(weight.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.onnx is damaged"):
+        verified_sha256(path)
 
 
 def test_an_fp32_file_passes_the_strict_gate(tmp_path: Path, some_cases: Cases) -> None:

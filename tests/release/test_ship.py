@@ -20,6 +20,7 @@ from adalora_qat.recipe import load_config
 from adalora_qat.release import ship as ship_module
 from adalora_qat.release.assure import fit_assurance
 from adalora_qat.release.ship import Shipped, ship
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.runtime.packaged import (
     CARD,
@@ -65,6 +66,8 @@ def test_the_folder_is_whole(made: Shipped) -> None:
     predictor = packaged_predictor(1, made.folder)
     assert check_golden(predictor, made.folder) == 1
     assert predictor.metadata.mask_threshold == made.threshold
+    assert predictor.metadata.min_onnxruntime
+    assert verified_sha256(made.folder / MODEL) == predictor.sha256
 
 
 def test_the_card_holds_what_was_measured(made: Shipped) -> None:

@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from adalora_qat.imaging.geometry import Frame
+from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.metadata import ModelMetadata
 
 SIDE, LOW = 32, 16
@@ -127,4 +128,12 @@ def _save(graph: onnx.GraphProto, path: Path, metadata: ModelMetadata) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, metadata.to_props())
     onnx.save(model, path)
+    return path
+
+
+def write_sealed_toy(path: Path) -> Path:
+    """Write the toy as an export of today: with its oldest runtime and a digest."""
+    model = onnx.load(write_toy(path, toy_metadata(min_onnxruntime="1.18")))
+    model.metadata_props.add(key=KEY, value=f'"{BLANK.decode()}"')
+    path.write_bytes(sealed(model.SerializeToString()))
     return path

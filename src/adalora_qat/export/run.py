@@ -41,9 +41,12 @@ def export_stage(
 
     Parameters
     ----------
+    run : a finished run of a Segment Anything recipe.
     stage : ``stage1`` gives an FP32 model, ``ptq`` and ``stage2`` the quantized one, with the
         scales that training ended with: nothing is calibrated again.
+    path : the file to write.
     records : the validation images, with masks for their boxes.
+    progress : is told of each image.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
 
     Raises
@@ -68,7 +71,15 @@ def export_halves(
 ) -> tuple[Exported, Exported]:
     """Export ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` for interactive use.
 
-    Parameters and errors are those of ``export_stage``.
+    Parameters
+    ----------
+    path : gives the folder and the stem.
+    run, stage, records, progress, golden : as in ``export_stage``.
+
+    Raises
+    ------
+    ExportError
+        As ``export_stage``.
     """
     segmenter, cases, told = _prepared(run, stage, records)
     shown = golden_case(segmenter.variant.frame) if golden else None

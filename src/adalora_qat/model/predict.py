@@ -47,6 +47,11 @@ class TorchPredictor:
     def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any]) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
 
+        Parameters
+        ----------
+        image : (H, W) or (H, W, 3), any real dtype.
+        boxes_xyxy_original : (N, 4), pixels of the original; None takes the whole image.
+
         Raises
         ------
         DataError
@@ -56,7 +61,10 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def prompted(self, image: NDArray[Any]) -> Prompted:
-        """Encode an image and return a function of its boxes; see ``EncodesOnce``."""
+        """Encode an image, (H, W) or (H, W, 3), and return a function of its boxes (N, 4).
+
+        See ``EncodesOnce``; errors are those of ``predict``.
+        """
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
         embeddings = self.encode(torch.from_numpy(pixels)[None].to(device)).to(torch.float32)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.errors import DataError
 from adalora_qat.imaging.geometry import FrameMap
 
 Real = NDArray[np.float32]
@@ -86,6 +87,16 @@ class InputCheck:
     noise: float
     certainty: float
     distance: float
+
+    def __post_init__(self) -> None:
+        arrays = (self.mean, self.scale, self.weights, self.bias, self.axes, self.variances)
+        F, K, C = len(self.mean), len(self.axes), len(CLASSES)
+        if [np.shape(one) for one in arrays] != [(F,), (F,), (C, F), (C,), (K, F), (K,)]:
+            raise DataError("the tables of the input check do not fit each other")
+        numbers = (self.noise, self.certainty, self.distance)
+        finite = all(np.isfinite(one).all() for one in (*arrays, *numbers))
+        if not finite or min(*self.scale, *self.variances, self.noise) <= 0:
+            raise DataError("the input check needs finite values and scales above 0")
 
     def look(self, embeddings: Real, frame_map: FrameMap) -> list[Caution]:
         """Return what is odd about an image, given its embeddings (E², D)."""

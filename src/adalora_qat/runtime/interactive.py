@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.errors import CheckpointError, DataError
-from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
@@ -23,6 +22,7 @@ from adalora_qat.imaging.geometry import (
 )
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.onnx_predictor import open_session, read_metadata, to_prediction
 
 # The labels of points, as Segment Anything numbers them.
@@ -88,7 +88,7 @@ class InteractivePredictor:
         if (self.metadata.sources, self.metadata.policy) != (other.sources, other.policy):
             raise CheckpointError(f"{encoder} and {decoder} are not halves of one model")
         self._name = name or self.path.stem
-        self.sha256, self.decoder_sha256 = map(sha256_file, (self.path, self.decoder_path))
+        self.sha256, self.decoder_sha256 = map(verified_sha256, (self.path, self.decoder_path))
         self.assurance = Assurance.of(self.metadata, str(encoder))
 
     @property

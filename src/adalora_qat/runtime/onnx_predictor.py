@@ -16,7 +16,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from adalora_qat.errors import CheckpointError, ConfigError
-from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
@@ -27,6 +26,7 @@ from adalora_qat.imaging.geometry import (
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.confidence import Calibration
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.session import inference_session, session_options
 
@@ -92,9 +92,10 @@ def read_metadata(
     Raises
     ------
     CheckpointError
-        If this package did not export the file, or it is another part.
+        If this package did not export the file, its description is damaged or of another graph,
+        or it is another part.
     """
-    metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map, origin)
+    metadata = ModelMetadata.of(session, origin)
     if part is not None and metadata.part != part:
         raise CheckpointError(f"{origin} holds the {metadata.part} part, not the {part} model")
     return metadata
@@ -134,7 +135,7 @@ class OnnxPredictor:
         self._session = session or open_session(self.path, threads, low_memory=low_memory)
         self._low_memory = low_memory
         self.metadata = read_metadata(self._session, str(self.path), "whole")
-        self.sha256 = sha256_file(self.path)
+        self.sha256 = verified_sha256(self.path)
         self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.errors import DataError
 from adalora_qat.runtime.input_check import Caution
 
 IMPLAUSIBLE = "implausible_mask"
@@ -37,6 +38,11 @@ class Plausibility:
     least_balance: float
     least_agreement: float
     least_confidence: float
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if not 0 <= limit <= 1:
+                raise DataError(f"{name}={limit} must lie between 0 and 1")
 
     def look(
         self,
