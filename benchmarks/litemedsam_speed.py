@@ -39,12 +39,12 @@ def seen(seed: int, frame: Any) -> ParityCase:
     import numpy as np
 
     from adalora_qat.export.parity import ParityCase
-    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box_inclusive
     from adalora_qat.phantom.phantom import phantom
 
     made = phantom(seed)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
     return ParityCase(f"phantom {seed}", image, boxes, (frame.side, frame.side))
 
@@ -99,7 +99,7 @@ def by_torch(folder: Path) -> BenchModel:
     import torch
 
     from adalora_qat.config import ModelConfig
-    from adalora_qat.export.onnx import describe
+    from adalora_qat.export.onnx import describe, write_model
     from adalora_qat.model.sam import Segmenter
     from adalora_qat.model.weights import build
     from adalora_qat.study.bench import BenchModel
@@ -113,9 +113,7 @@ def by_torch(folder: Path) -> BenchModel:
         segmenter.eval(), given, path, dynamo=True, external_data=False, verbose=False,
         opset_version=18, input_names=["image", "boxes"], output_names=["logits", "iou"],
     )  # fmt: skip
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, describe(segmenter, "none", {}).to_props())
-    onnx.save(model, path)
+    write_model(onnx.load(path), path, describe(segmenter, "none", {}))
     return BenchModel("ONNX FP32 by torch.onnx", path, "none", path.stat().st_size)
 
 

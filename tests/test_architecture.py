@@ -8,9 +8,9 @@ import adalora_qat
 PACKAGE = Path(adalora_qat.__file__).parent
 # A module imports only from rooms to its left.
 ROOMS = [
-    "errors", "files", "progress", "predictor", "config", "recipe", "imaging", "runtime", "phantom",
-    "corpus", "samples", "model", "adapt", "quantize", "checkpoint", "train", "baselines", "export",
-    "evaluate", "report", "release", "study", "demo", "cli",
+    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
+    "phantom", "corpus", "samples", "model", "adapt", "quantize", "checkpoint", "train",
+    "baselines", "export", "evaluate", "report", "release", "study", "demo", "cli",
 ]  # fmt: skip
 # evaluate sees models only through the Predictor protocol; report draws what it is given.
 FORBIDDEN = {

@@ -9,7 +9,7 @@ import torch
 
 from adalora_qat.checkpoint import RunFolder, save_model
 from adalora_qat.errors import CheckpointError, DataError
-from adalora_qat.imaging.geometry import load_mask, mask_box
+from adalora_qat.imaging.geometry import load_mask, mask_box_inclusive
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy
@@ -72,7 +72,7 @@ def test_phantoms_carry_truth_and_its_box(tmp_path: Path) -> None:
     assert len(cases) == 2
     parts = [load_mask(path) for path in records[0].mask_parts("lung")]
     np.testing.assert_array_equal(cases[0].truth, parts[0] | parts[1])
-    assert cases[0].box == tuple(mask_box(parts[0] | parts[1]))
+    assert cases[0].box == tuple(mask_box_inclusive(parts[0] | parts[1]))
 
 
 @pytest.fixture(scope="module")

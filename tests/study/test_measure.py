@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.study.measure import RememberingEncoder, remembering
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 255, (70, 90), dtype=np.uint8) for _ in range(3)]
-BOXES = [np.array([[5, 5, 60, 50]]), np.array([[10, 20, 80, 60]]), None]
+BOXES = [np.array([[5, 5, 60, 50]]), np.array([[10, 20, 80, 60]]), whole_box(70, 90)[None]]
 
 
 def test_answers_are_the_same_to_the_bit_and_images_encoded_once() -> None:

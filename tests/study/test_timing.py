@@ -7,10 +7,10 @@ import pytest
 from adalora_qat.errors import ConfigError, DataError
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
-from adalora_qat.imaging.geometry import load_image
+from adalora_qat.imaging.geometry import load_image, whole_box
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.phantom.phantom import write_phantoms
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.study.timing import BenchCase, Timing, compare_speed, time_models
 
 BOX = (20.0, 10.0, 90.0, 100.0)
@@ -48,8 +48,9 @@ def test_each_model_answers_in_a_process_of_its_own(model: Path, images: list[Pa
         assert len(one.seconds) == 4 and len(one.loads) == 2
         assert 20 < one.peak_mb < 700
         for case, mask in zip(cases, one.masks, strict=True):
-            box = None if case.box is None else np.array([case.box])
-            expected = predictor.predict(load_image(case.image), box).masks[0]
+            image = load_image(case.image)
+            box = whole_box(*image.shape[:2]) if case.box is None else np.array(case.box)
+            expected = predictor.predict(image, box[None]).masks[0]
             np.testing.assert_array_equal(mask, expected)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.errors import DataError
-from adalora_qat.imaging.geometry import mask_box
+from adalora_qat.imaging.geometry import mask_box_inclusive
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BoxPrompt:
         if not truth.any():
             return None
         height, width = truth.shape
-        box = mask_box(truth)
+        box = mask_box_inclusive(truth)
         if self.jitter_px:
             digest = hashlib.sha256("\0".join((str(self.seed), *key)).encode()).digest()
             draw = np.random.default_rng(np.frombuffer(digest, np.uint32)).random(4)

@@ -17,15 +17,9 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamFeedForward
 
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.layers import (
-    GELU_FLOOR,
-    convolve_planes,
-    convolve_transposed,
-    float_weight,
-    linear,
-    weight_of,
-)
+from adalora_qat.export.layers import GELU_FLOOR, convolve_planes, convolve_transposed, linear
 from adalora_qat.export.maps import attention
+from adalora_qat.export.weights import float_weight, weight_of
 from adalora_qat.model.sam import Segmenter
 
 

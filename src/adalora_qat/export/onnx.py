@@ -9,6 +9,7 @@ Shapes: S model side, N boxes of one image, L low-resolution side.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +25,20 @@ import adalora_qat
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
-from adalora_qat.export.encoders import encode
-from adalora_qat.export.graph import Graph
+from adalora_qat.export.graph import MIN_ONNXRUNTIME, Graph
 from adalora_qat.export.kernels import require_integer_kernels
-from adalora_qat.export.parity import Model, Parity, ParityCase, measure
+from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
+from adalora_qat.export.tiny_vit_graph import encode_tiny_vit
+from adalora_qat.export.vit_graph import encode_vit
 from adalora_qat.files import atomic_write
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
 
 # The most that one protobuf message can hold.
 _LARGEST_FILE = 2**31 - 1
@@ -73,11 +77,14 @@ def export_onnx(
     Parameters
     ----------
     segmenter : float, or converted by ``quantize.convert``; adapters merged.
+    path : the file to write.
     cases : the images and boxes of the parity gate.
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
+    gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
         whoever runs the model elsewhere.
+    progress : is told of each case.
 
     Raises
     ------
@@ -90,13 +97,13 @@ def export_onnx(
     metadata = describe(segmenter, policy, sources)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
-        _save(model, temporary)
+        write_model(model, temporary, metadata)
         kernels = require_integer_kernels(model, temporary)
         candidate = onnx_model(open_session(temporary))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        size = _save(model, temporary, replace(metadata, parity=parity.figures()))
+        size = write_model(model, temporary, replace(metadata, parity=parity.figures()))
     if golden is not None:
         _write_golden(path, golden, candidate)
     return Exported(path, size, parity, kernels)
@@ -116,23 +123,33 @@ def export_split(
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
-    Parameters and errors are those of ``export_onnx``; the gate looks at both together, and
-    the golden file, beside the encoder, holds the image, the box and what both together give.
+    Parameters
+    ----------
+    encoder_path, decoder_path : the files to write.
+    segmenter, cases, policy, sources, gate, progress : as in ``export_onnx``; the gate looks at
+        both files together.
+    golden : as in ``export_onnx``; its file, beside the encoder, holds the image, the box and
+        what both together give.
+
+    Raises
+    ------
+    ExportError, UserError
+        As ``export_onnx``.
     """
     metadata = describe(segmenter, policy, sources)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
+    parts: tuple[Part, Part] = ("encoder", "decoder")
     with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
         files = (first, second)
-        for model, file in zip(models, files, strict=True):
-            _save(model, file)
+        for model, file, part in zip(models, files, parts, strict=True):
+            write_model(model, file, replace(metadata, part=part))
         kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
         candidate = split_model(open_session(first), open_session(second))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        parts: tuple[Part, Part] = ("encoder", "decoder")
         sizes = [
-            _save(model, file, replace(metadata, part=part, parity=parity.figures()))
+            write_model(model, file, replace(metadata, part=part, parity=parity.figures()))
             for model, file, part in zip(models, files, parts, strict=True)
         ]
     if golden is not None:
@@ -155,7 +172,13 @@ def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> M
     require_exportable(segmenter)
     variant, version = segmenter.variant, adalora_qat.__version__
     return ModelMetadata(
-        variant.name, variant.frame, variant.low_res_side, policy, version, sources=dict(sources)
+        variant.name,
+        variant.frame,
+        variant.low_res_side,
+        policy,
+        version,
+        sources=dict(sources),
+        min_onnxruntime=MIN_ONNXRUNTIME,
     )
 
 
@@ -191,6 +214,15 @@ def _encoded_once(g: Graph, segmenter: Segmenter, image: str) -> str:
     return g.either(unknown, shape, lambda: encode(g, segmenter, image), known)
 
 
+def encode(g: Graph, segmenter: Segmenter, image: str) -> str:
+    """Write the encoder of ``segmenter``: image (1, 3, S, S) → embeddings (E², D)."""
+    encoder, side = segmenter.image_encoder, segmenter.variant.frame.side
+    with g.scope("image_encoder"):
+        if isinstance(encoder, TinyViT):
+            return encode_tiny_vit(g, encoder, image, side)
+        return encode_vit(g, encoder, image, side)
+
+
 def build_encoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:
     """Write the encoder alone: image (1, 3, S, S) → embeddings (E², D)."""
     segmenter, side = _without_batch_norms(segmenter), segmenter.variant.frame.side
@@ -206,7 +238,7 @@ def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelPr
 
     Inputs: embeddings (E², D); points (1, N, T, 2) in the model frame with labels (1, N, T):
     1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point; the logits of an
-    earlier answer, masks (1, N, L, L), used where has_mask (1, N) is 1.
+    earlier prediction, masks (1, N, L, L), used where has_mask (1, N) is 1.
     """
     variant, g = segmenter.variant, Graph(f"{segmenter.variant.name} decoder")
     low, pixels = variant.low_res_side, variant.embedding_side**2
@@ -313,11 +345,21 @@ def _without_batch_norms(segmenter: Segmenter) -> Segmenter:
     return segmenter
 
 
-def _save(model: onnx.ModelProto, path: Path, metadata: ModelMetadata | None = None) -> int:
-    """Write a model, with other metadata if given, and return its size in bytes."""
-    if metadata is not None:
-        helper.set_model_props(model, metadata.to_props())
-    return path.write_bytes(model.SerializeToString())
+def write_model(model: onnx.ModelProto, path: Path, metadata: ModelMetadata) -> int:
+    """Write a model with its self-description and its digest.
+
+    Parameters
+    ----------
+    model : its metadata are replaced.
+    path : the file to write; ``atomic_write`` is the caller's.
+    metadata : what it says of itself.
+
+    Returns
+    -------
+    The size of the file in bytes.
+    """
+    helper.set_model_props(model, {**metadata.to_props(), KEY: json.dumps(BLANK.decode())})
+    return path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:

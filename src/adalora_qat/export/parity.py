@@ -79,7 +79,7 @@ class Parity:
         )
 
 
-def measure(
+def measure_parity(
     reference: Model,
     candidate: Model,
     cases: Sequence[ParityCase],
@@ -87,6 +87,13 @@ def measure(
     progress: Progress | None = None,
 ) -> Parity:
     """Compare two models case by case.
+
+    Parameters
+    ----------
+    reference, candidate : image (3, S, S) and boxes (N, 4) → logits (N, L, L) and IoU (N,).
+    cases : at least one.
+    threshold : a pixel is foreground where its logit exceeds this.
+    progress : is told of each case.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
-from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box
+from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box_inclusive
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.progress import Progress
@@ -41,9 +41,12 @@ def export_stage(
 
     Parameters
     ----------
+    run : a finished run of a Segment Anything recipe.
     stage : ``stage1`` gives an FP32 model, ``ptq`` and ``stage2`` the quantized one, with the
         scales that training ended with: nothing is calibrated again.
+    path : the file to write.
     records : the validation images, with masks for their boxes.
+    progress : is told of each image.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
 
     Raises
@@ -68,7 +71,15 @@ def export_halves(
 ) -> tuple[Exported, Exported]:
     """Export ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` for interactive use.
 
-    Parameters and errors are those of ``export_stage``.
+    Parameters
+    ----------
+    path : gives the folder and the stem.
+    run, stage, records, progress, golden : as in ``export_stage``.
+
+    Raises
+    ------
+    ExportError
+        As ``export_stage``.
     """
     segmenter, cases, told = _prepared(run, stage, records)
     shown = golden_case(segmenter.variant.frame) if golden else None
@@ -80,7 +91,7 @@ def golden_case(frame: Frame) -> ParityCase:
     """Return a phantom and the box of its lungs as the model sees them."""
     made = phantom(0)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
     return ParityCase("phantom 0", image, boxes, (frame.side, frame.side))
 

@@ -6,6 +6,7 @@ reason. Sections cited are of DICOM PS3.3.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import warnings
@@ -127,11 +128,23 @@ def read_dicom(path: Path, salt: str = DEFAULT_SALT) -> DicomImage:
         If the file is not DICOM, not a radiograph, damaged, or its encoding has no decoder.
     """
     with _refusing(path):
-        dataset = _open(path, header_only=False)
-        header = _header(dataset, salt)
-        stored = stored_values(dataset)
-        pixels, shown_by, inverted = display(dataset, stored)
-        return DicomImage(**vars(header), pixels=pixels, shown_by=shown_by, inverted=inverted)
+        return _image(_open(path, header_only=False), salt)
+
+
+def read_dataset(dataset: Dataset, salt: str = DEFAULT_SALT) -> DicomImage:
+    """Read a radiograph from a dataset in memory; it is not changed. See ``read_dicom``.
+
+    Raises
+    ------
+    DataError
+        As ``read_dicom``.
+    """
+    with _refusing("the dataset"):
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise DataError("DICOM without an image (no rows and columns in it)")
+        own = copy.copy(dataset)
+        _complete_transfer_syntax(own)
+        return _image(own, salt)
 
 
 def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
@@ -143,7 +156,7 @@ def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(path: Path | str) -> Iterator[None]:
     """Name the file in refusals, and turn whatever damage makes pydicom raise into one."""
     try:
         with warnings.catch_warnings(), pydicom_config.disable_value_validation():
@@ -187,13 +200,20 @@ def _check_signature(head: bytes) -> None:
 
 
 def _complete_transfer_syntax(dataset: Dataset) -> None:
-    """Write down the encoding that a file without a meta header was read with."""
-    if not getattr(dataset, "file_meta", None):
-        dataset.file_meta = FileMetaDataset()
+    """Write down the encoding that a dataset without a meta header was read with."""
+    dataset.file_meta = copy.copy(getattr(dataset, "file_meta", None)) or FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+        # A dataset that was made in memory says neither, and is little-endian as arrays are.
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if little is False else plain
+
+
+def _image(dataset: Dataset, salt: str) -> DicomImage:
+    header = _header(dataset, salt)
+    stored = stored_values(dataset)
+    pixels, shown_by, inverted = display(dataset, stored)
+    return DicomImage(**vars(header), pixels=pixels, shown_by=shown_by, inverted=inverted)
 
 
 def _header(dataset: Dataset, salt: str) -> DicomHeader:

@@ -76,8 +76,26 @@ def _read(path: Path) -> NDArray[Any]:
 
 def _pixels(path: Path, image: Image.Image) -> NDArray[Any]:
     deep = _deep_colour(path, image)
-    if deep is not None:
-        return deep
+    return _upright_pixels(image) if deep is None else deep
+
+
+def picture_pixels(image: Image.Image) -> NDArray[Any]:
+    """Return the pixels of a picture in memory as ``load_image`` returns those of a file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded, or is of several pages.
+    """
+    if getattr(image, "n_frames", 1) != 1 and image.format != "MPO":
+        raise DataError("a PIL image of several pages; give the one page that is meant")
+    try:
+        return _upright_pixels(image)
+    except Exception as error:  # opened, but not decoded yet: bytes can be anything
+        raise DataError(f"the PIL image cannot be decoded ({_reason(error)})") from error
+
+
+def _upright_pixels(image: Image.Image) -> NDArray[Any]:
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
     if mode == "1":

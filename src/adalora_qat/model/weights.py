@@ -161,7 +161,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def convert_original(state: Mapping[str, Tensor], chosen: Variant) -> dict[str, Tensor]:
-    """Rename the tensors of an original checkpoint to this package's names."""
+    """Rename the tensors of an original checkpoint to this package's names.
+
+    Parameters
+    ----------
+    state : original name → tensor, as Segment Anything's own code saves it.
+    chosen : whose encoder decides which table of names holds.
+
+    Returns
+    -------
+    Name → the same tensor; a classifier's head and stored indices are left out.
+    """
     vit = not isinstance(chosen.encoder, TinyViTConfig)
     renames = _RENAMES + (_VIT_NECK if vit else ())
     converted = {}
@@ -179,6 +189,12 @@ def convert_original(state: Mapping[str, Tensor], chosen: Variant) -> dict[str, 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state that fits exactly: no name missing, none left over, every shape equal.
+
+    Parameters
+    ----------
+    module : changed in place, and only if all fits.
+    state : name → tensor.
+    source : what to call the state in errors.
 
     Raises
     ------
@@ -275,10 +291,10 @@ def fetch_packaged(packaged: Packaged, chosen: Variant, cache: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / Path(packaged.member).name
         original.write_bytes(_packaged_bytes(packaged, Path(folder)))
-        found = sha256_file(original)
-        if found != packaged.sha256:
+        digest = sha256_file(original)
+        if digest != packaged.sha256:
             raise CheckpointError(
-                f"{packaged.member} of {packaged.distribution} has SHA-256 {found}, expected "
+                f"{packaged.member} of {packaged.distribution} has SHA-256 {digest}, expected "
                 f"{packaged.sha256}: it is not the published file, and is not used"
             )
         convert_file(original, chosen, target)

@@ -23,7 +23,7 @@ from adalora_qat.export.run import export_stage
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.progress import Progress
-from adalora_qat.runtime.runtime import open_session, read_metadata
+from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
 from adalora_qat.study.timing import BenchCase, Timing, time_models
 
 PYTORCH, RUNTIME = "PyTorch FP32", "ONNX FP32"

@@ -26,7 +26,7 @@ from adalora_qat.quantize.layers import FakeQuantLayer
 from adalora_qat.quantize.prepare import quantized_layers
 from adalora_qat.report.paper import baseline_row, published_row
 from adalora_qat.report.tables import MISSING
-from adalora_qat.runtime.runtime import open_session, read_metadata
+from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
 from adalora_qat.study.models import STAGES, Model, stage_name
 from adalora_qat.study.parameters import adapter_parameters, count_parts
 from adalora_qat.study.size import parameter_count, shipped_bytes

@@ -24,7 +24,7 @@ from adalora_qat.config import QuantizeConfig, RunConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.export.kernels import all_graphs
 from adalora_qat.export.run import deployable
-from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box_inclusive
 from adalora_qat.model.sam import VARIANTS, Segmenter, random_segmenter
 from adalora_qat.model.weights import save_weights
 from adalora_qat.phantom.phantom import phantom
@@ -35,7 +35,7 @@ from adalora_qat.quantize.pack import read_header, save_packed
 from adalora_qat.quantize.policy import Policy, load_policy, parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare, quantized_layers
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
 
 STAGES = ("stage2", "ptq", "stage1")
 # What is in a file beside its weights: names, shapes, the policy, an ONNX file's operators.
@@ -209,7 +209,8 @@ def quantize_on_phantom(
     observe(segmenter)
     made = phantom(0)
     image, frame_map = image_to_model(made.image, segmenter.variant.frame)
-    box = boxes_to_model(mask_box(made.masks["left_lung"])[None], frame_map).astype(np.float32)
+    drawn = mask_box_inclusive(made.masks["left_lung"])[None]
+    box = boxes_to_model(drawn, frame_map).astype(np.float32)
     segmenter.eval()(torch.from_numpy(image)[None], torch.from_numpy(box)[None])
     if branch_rank:
         layers = compensable(segmenter, QuantizeConfig(compensate="loftq"))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.errors import ConfigError, DataError
-from adalora_qat.imaging.geometry import load_image
+from adalora_qat.imaging.geometry import load_image, whole_box
 from adalora_qat.predictor import Predictor
 from adalora_qat.progress import Progress
 
@@ -146,7 +146,10 @@ def _turn(
     predictor = _open(path, threads)
     load = time.perf_counter() - started
     pixels = [load_image(image) for image, _ in cases]
-    boxes = [None if box is None else np.asarray([box], np.float64) for _, box in cases]
+    boxes = [
+        np.asarray([whole_box(*image.shape[:2]) if box is None else box], np.float64)
+        for image, (_, box) in zip(pixels, cases, strict=True)
+    ]
     predictor.predict(pixels[0], boxes[0])  # warm up: first calls allocate
     times, masks = [], []
     for image, box in zip(pixels, boxes, strict=True):
@@ -159,7 +162,7 @@ def _turn(
 
 def _open(path: Path, threads: int | None) -> Predictor:
     if path.suffix == ".onnx":
-        from adalora_qat.runtime.runtime import OnnxPredictor
+        from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(path, threads=threads)
     import torch

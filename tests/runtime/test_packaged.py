@@ -4,12 +4,12 @@ import pytest
 
 from adalora_qat.files import sha256_file
 from adalora_qat.release.ship import MOST_BYTES
-from adalora_qat.runtime.shipped import (
+from adalora_qat.runtime.packaged import (
     CARD,
     MODEL,
     check_golden,
+    packaged_predictor,
     read_sums,
-    shipped_predictor,
     weights_folder,
 )
 
@@ -28,7 +28,7 @@ def test_the_files_are_those_of_the_sums() -> None:
 
 
 def test_the_golden_phantom_gets_the_golden_mask() -> None:
-    predictor = shipped_predictor(threads=1)
+    predictor = packaged_predictor(threads=1)
     assert check_golden(predictor, FOLDER) > 0.99
     assert predictor.assurance.confidence is not None
     assert predictor.assurance.input_check is not None

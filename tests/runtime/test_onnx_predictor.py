@@ -9,8 +9,9 @@ import pytest
 from onnx_toy import LOW, SIDE, toy_metadata, write_toy
 
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.predictor import Predictor
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,13 @@ def left_half_bright(height: int, width: int) -> np.ndarray:
     return image
 
 
+def whole(height: int, width: int) -> np.ndarray:
+    return whole_box(height, width)[None]
+
+
 def test_base_install_needs_no_training_package() -> None:
     code = (
-        "import sys, adalora_qat.runtime.interactive, adalora_qat.runtime.segment\n"
-        "import adalora_qat.runtime.shipped\n"
+        "import sys, adalora_qat.runtime.segment, adalora_qat.cli.segment\n"
         "found = {'torch', 'pandas', 'scipy', 'cv2', 'onnx'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(found)) or 0)"
     )
@@ -51,15 +55,15 @@ def test_masks_come_back_at_the_original_size(toy: Path) -> None:
     np.testing.assert_array_equal(found.boxes_xyxy_original, boxes)
 
 
-def test_no_box_takes_the_whole_image(toy: Path) -> None:
-    found = OnnxPredictor(toy).predict(left_half_bright(10, 30), None)
-    np.testing.assert_array_equal(found.boxes_xyxy_original, [[0, 0, 30, 10]])
+def test_a_predictor_finds_no_box_itself(toy: Path) -> None:
+    with pytest.raises(DataError, match="box None"):
+        OnnxPredictor(toy).predict(left_half_bright(10, 30), None)  # type: ignore[arg-type]
 
 
 def test_the_threshold_of_the_file_is_used(tmp_path: Path) -> None:
     strict = write_toy(tmp_path / "strict.onnx", toy_metadata(mask_threshold=0.6))
     # Logits are at most 0.5, so nothing exceeds 0.6.
-    assert not OnnxPredictor(strict).predict(left_half_bright(32, 32), None).masks.any()
+    assert not OnnxPredictor(strict).predict(left_half_bright(32, 32), whole(32, 32)).masks.any()
 
 
 def test_scores_stay_in_the_unit_interval(toy: Path) -> None:
@@ -69,7 +73,7 @@ def test_scores_stay_in_the_unit_interval(toy: Path) -> None:
         np.zeros((1, 1, LOW, LOW), np.float32),
         np.array([[1.03]], np.float32),
     )
-    assert predictor.predict(image, None).scores.tolist() == [1.0]
+    assert predictor.predict(image, whole(*image.shape)).scores.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -89,27 +93,17 @@ def test_boxes_that_do_not_fit_are_refused(toy: Path, boxes: object, message: st
 
 def test_image_of_one_colour_is_refused(toy: Path) -> None:
     with pytest.raises(DataError, match="one colour"):
-        OnnxPredictor(toy).predict(np.full((32, 32), 7, np.uint8), None)
-
-
-def test_a_batch_gives_what_single_images_give(toy: Path) -> None:
-    predictor = OnnxPredictor(toy)
-    images = [left_half_bright(32, 32), left_half_bright(20, 50)]
-    boxes = [None, np.array([[1, 2, 30, 15]])]
-    together = predictor.predict_batch(images, boxes)
-    for image, box, found in zip(images, boxes, together, strict=True):
-        np.testing.assert_array_equal(found.masks, predictor.predict(image, box).masks)
-    with pytest.raises(DataError, match="2 images but 1 sets"):
-        predictor.predict_batch(images, boxes[:1])
+        OnnxPredictor(toy).predict(np.full((32, 32), 7, np.uint8), whole(32, 32))
 
 
 def test_threads_share_a_predictor(toy: Path) -> None:
     predictor = OnnxPredictor(toy, threads=1)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (40, 30 + i), dtype=np.uint8) for i in range(12)]
-    alone = [predictor.predict(image, None).logits for image in images]
+    boxes = [whole(*image.shape) for image in images]
+    alone = [found.logits for found in map(predictor.predict, images, boxes)]
     with ThreadPoolExecutor(4) as pool:
-        shared = list(pool.map(lambda image: predictor.predict(image, None).logits, images))
+        shared = [found.logits for found in pool.map(predictor.predict, images, boxes)]
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -150,10 +144,10 @@ def test_thread_count_must_be_positive(toy: Path) -> None:
 
 def test_warm_up_changes_nothing(toy: Path) -> None:
     predictor = OnnxPredictor(toy, name="given", low_memory=True)
-    before = predictor.predict(left_half_bright(32, 32), None)
+    before = predictor.predict(left_half_bright(32, 32), whole(32, 32))
     predictor.warm_up()
     np.testing.assert_array_equal(
-        before.logits, predictor.predict(left_half_bright(32, 32), None).logits
+        before.logits, predictor.predict(left_half_bright(32, 32), whole(32, 32)).logits
     )
     assert predictor.name == "given"
     assert len(predictor.sha256) == 64

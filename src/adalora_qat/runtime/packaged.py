@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from adalora_qat.errors import CheckpointError
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 MODEL, GOLDEN, CARD, SUMS = "lungs-int8.onnx", "golden.npz", "model_card.md", "SHA256SUMS"
 # A mask on another processor may differ by single pixels, where integers round to either side.
@@ -25,8 +25,13 @@ def weights_folder() -> Path:
     return Path(str(resources.files("adalora_qat").joinpath("weights")))
 
 
-def shipped_predictor(threads: int | None = None, folder: Path | None = None) -> OnnxPredictor:
+def packaged_predictor(threads: int | None = None, folder: Path | None = None) -> OnnxPredictor:
     """Open the packaged model of both lungs.
+
+    Parameters
+    ----------
+    threads : worker threads, None for one per core.
+    folder : where the model's files are; those of the package if not given.
 
     Raises
     ------
@@ -37,13 +42,13 @@ def shipped_predictor(threads: int | None = None, folder: Path | None = None) ->
     if not (folder / MODEL).is_file():
         raise CheckpointError(
             f"this installation of adalora-qat holds no model (there is no {folder / MODEL}); "
-            "give one with --model, as `adalora-qat export` writes it"
+            "give one that `adalora-qat export` wrote, by --model or load(path)"
         )
     predictor = OnnxPredictor(folder / MODEL, threads=threads)
     stated = read_sums(folder).get(MODEL)
     if predictor.sha256 != stated:
         raise CheckpointError(
-            f"{folder / MODEL} is not the file that was shipped (its SHA-256 is "
+            f"{folder / MODEL} is not the file that was packaged (its SHA-256 is "
             f"{predictor.sha256[:12]}…, not {str(stated)[:12]}…); install the package again"
         )
     return predictor
@@ -59,7 +64,7 @@ def read_sums(folder: Path) -> Mapping[str, str]:
 
 
 def check_golden(predictor: OnnxPredictor, folder: Path) -> float:
-    """Return the Dice of the mask of the golden phantom with the one made on shipping.
+    """Return the Dice of the mask of the golden phantom with the one made on packaging.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def check_golden(predictor: OnnxPredictor, folder: Path) -> float:
     """
     data = (folder / GOLDEN).read_bytes()
     if hashlib.sha256(data).hexdigest() != read_sums(folder).get(GOLDEN):
-        raise CheckpointError(f"{folder / GOLDEN} is not the file that was shipped")
+        raise CheckpointError(f"{folder / GOLDEN} is not the file that was packaged")
     with np.load(folder / GOLDEN) as golden:
         image, box = golden["image"], golden["box"]
         expected = np.unpackbits(golden["mask"], count=image.size).reshape(image.shape) > 0

@@ -1,4 +1,4 @@
-"""The deployed segmenter: an exported ONNX file, NumPy in and NumPy out.
+"""One exported ONNX file as a predictor: NumPy in and NumPy out.
 
 No torch, pandas, SciPy or OpenCV is imported here: the base install runs it.
 
@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from adalora_qat.errors import CheckpointError, ConfigError, DataError
-from adalora_qat.files import sha256_file
+from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
     check_box,
     image_to_model,
     logits_to_original,
-    whole_box,
 )
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
+from adalora_qat.runtime.confidence import Calibration
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.session import inference_session, session_options
 
@@ -80,16 +79,24 @@ def _give_memory_back() -> None:
         trim(0)
 
 
-def read_metadata(session: ort.InferenceSession, origin: str, part: Part) -> ModelMetadata:
-    """Read a session's self-description and check that it is the expected part of a model.
+def read_metadata(
+    session: ort.InferenceSession, origin: str, part: Part | None = None
+) -> ModelMetadata:
+    """Read a session's self-description.
+
+    Parameters
+    ----------
+    origin : what to call the file in errors.
+    part : what it must be, whole or one half; None takes any.
 
     Raises
     ------
     CheckpointError
-        If this package did not export the file, or it is another part.
+        If this package did not export the file, its description is damaged or of another graph,
+        or it is another part.
     """
-    metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map, origin)
-    if metadata.part != part:
+    metadata = ModelMetadata.of(session, origin)
+    if part is not None and metadata.part != part:
         raise CheckpointError(f"{origin} holds the {metadata.part} part, not the {part} model")
     return metadata
 
@@ -106,6 +113,7 @@ class OnnxPredictor:
     threads : worker threads, None for one per core.
     name : for tables; the file's stem if not given.
     low_memory : less memory between images, slower.
+    session : the file, where it is open already.
 
     Raises
     ------
@@ -120,13 +128,14 @@ class OnnxPredictor:
         name: str | None = None,
         *,
         low_memory: bool = False,
+        session: ort.InferenceSession | None = None,
     ) -> None:
         self.path = Path(path)
         self._name = name or self.path.stem
-        self._session = open_session(self.path, threads, low_memory=low_memory)
+        self._session = session or open_session(self.path, threads, low_memory=low_memory)
         self._low_memory = low_memory
         self.metadata = read_metadata(self._session, str(self.path), "whole")
-        self.sha256 = sha256_file(self.path)
+        self.sha256 = verified_sha256(self.path)
         self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given
@@ -137,14 +146,14 @@ class OnnxPredictor:
         return self._name
 
     def predict(
-        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:
-        """Segment one image.
+        """Segment one image, one mask a box.
 
         Parameters
         ----------
         image : (H, W) or (H, W, 3), any real dtype.
-        boxes_xyxy_original : (N, 4), pixels of the original; None takes the whole image.
+        boxes_xyxy_original : (N, 4), (x0, y0, x1, y1) in pixels of the original.
 
         Raises
         ------
@@ -152,36 +161,14 @@ class OnnxPredictor:
             If the image is of one colour or not an image, or a box does not fit it.
         """
         model_image, frame_map = image_to_model(image, self.metadata.frame)
-        boxes = checked_boxes(boxes_xyxy_original, frame_map)
+        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
         model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
         logits, iou = self.run(model_image[None], model_boxes[None])
-        return self.answer(logits[0], iou[0], boxes, frame_map)
+        return self.prediction(logits[0], iou[0], boxes, frame_map)
 
     def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
         """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
         return PromptedImage(self, image)
-
-    def predict_batch(
-        self,
-        images: Sequence[NDArray[np.generic]],
-        boxes_xyxy_original: Sequence[NDArray[np.generic] | None],
-    ) -> list[Prediction]:
-        """Segment several images, each with its own boxes, one after the other.
-
-        On a CPU one image fills the cores, so stacking images would gain memory traffic
-        and nothing else.
-
-        Raises
-        ------
-        DataError
-            As ``predict``, or if there are not as many sets of boxes as images.
-        """
-        if len(images) != len(boxes_xyxy_original):
-            raise DataError(
-                f"{len(images)} images but {len(boxes_xyxy_original)} sets of boxes; give one each"
-            )
-        pairs = zip(images, boxes_xyxy_original, strict=True)
-        return [self.predict(image, boxes) for image, boxes in pairs]
 
     def run(
         self, image: NDArray[np.float32], boxes: NDArray[np.float32]
@@ -223,17 +210,16 @@ class OnnxPredictor:
         logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
         return logits, iou, found
 
-    def answer(
+    def prediction(
         self,
         logits: NDArray[np.float32],
         iou: NDArray[np.float32],
         boxes: NDArray[np.float64],
         frame_map: FrameMap,
     ) -> Prediction:
-        """Turn what the model gives into a prediction; scores are calibrated if the file can."""
-        if self.assurance.confidence is not None:
-            iou = self.assurance.confidence(iou)
-        return to_prediction(logits, iou, boxes, frame_map, self.metadata.mask_threshold)
+        """Turn logits (N, L, L) and predicted IoU (N,) into a prediction."""
+        threshold, calibration = self.metadata.mask_threshold, self.assurance.confidence
+        return to_prediction(logits, iou, boxes, frame_map, threshold, calibration)
 
     def warm_up(self) -> None:
         """Run once on a blank frame, so that the first image is as fast as the next."""
@@ -262,39 +248,20 @@ class PromptedImage:
         self.pixels, self.frame_map = image_to_model(image, predictor.metadata.frame)
         self.embeddings: NDArray[np.float32] | None = None
 
-    def __call__(self, boxes_xyxy_original: NDArray[np.generic] | None) -> Prediction:
-        """Segment the image given boxes (N, 4); None takes the whole image.
+    def __call__(self, boxes_xyxy_original: NDArray[np.generic]) -> Prediction:
+        """Segment the image given boxes (N, 4), (x0, y0, x1, y1) in pixels of the original.
 
         Raises
         ------
         DataError
             If a box does not fit the image.
         """
-        boxes = checked_boxes(boxes_xyxy_original, self.frame_map)
+        boxes = check_box(boxes_xyxy_original, (self.frame_map.height, self.frame_map.width))
         model_boxes = boxes_to_model(boxes, self.frame_map).astype(np.float32)
         logits, iou, self.embeddings = self._predictor.run_once_encoded(
             self.pixels[None], model_boxes[None], self.embeddings
         )
-        return self._predictor.answer(logits[0], iou[0], boxes, self.frame_map)
-
-
-def checked_boxes(
-    boxes_xyxy_original: NDArray[np.generic] | None, frame_map: FrameMap
-) -> NDArray[np.float64]:
-    """Return valid boxes (N, 4) of the original; the whole image where there are none.
-
-    Raises
-    ------
-    DataError
-        If a box does not fit the image, or the array is empty.
-    """
-    size = (frame_map.height, frame_map.width)
-    if boxes_xyxy_original is None:
-        return whole_box(*size)[None]
-    boxes = check_box(boxes_xyxy_original, size)
-    if not len(boxes):
-        raise DataError("no box given; leave the boxes out (None) to take the whole image")
-    return boxes
+        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
 
 
 def to_prediction(
@@ -303,12 +270,23 @@ def to_prediction(
     boxes: NDArray[np.float64],
     frame_map: FrameMap,
     threshold: float,
+    calibration: Calibration | None = None,
 ) -> Prediction:
-    """Bring logits (N, L, L) back to the original size and cut them at the threshold."""
+    """Bring logits back to the original size and cut them at the threshold.
+
+    Parameters
+    ----------
+    logits : (N, L, L), in the model frame, padding included.
+    iou : (N,), as the model predicts it.
+    boxes : (N, 4), in pixels of the original.
+    threshold : a pixel is foreground where its logit exceeds this.
+    calibration : from predicted to expected IoU, where the model's file knows it.
+    """
     masks = [logits_to_original(one, frame_map) > threshold for one in logits]
+    scores = iou if calibration is None else calibration(iou)
     return Prediction(
         masks=np.stack(masks),
-        scores=np.clip(iou, 0.0, 1.0).astype(np.float32),
+        scores=np.clip(scores, 0.0, 1.0).astype(np.float32),
         logits=logits,
         boxes_xyxy_original=boxes.astype(np.float32),
     )
