@@ -18,6 +18,9 @@ _.tensorboard, _.mlflow  # choices of a command line option
 _.definition, _.median_difference, _.dice_mean, _.transfer_syntax
 _.href  # by a template
 
+# Called by Python and notebooks.
+_.__getattr__, _.__dir__, _._repr_png_
+
 # Called by name, from a table of metrics or by users of the Python interface.
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
 _.InteractivePredictor, _.warm_up, _.predict_batch

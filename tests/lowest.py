@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adalora_qat.runtime.shipped import GOLDEN, check_golden, shipped_predictor, weights_folder
 from PIL import Image
 
 from adalora_qat.imaging.image_file import load_image
-from adalora_qat.runtime.shipped import GOLDEN, check_golden, shipped_predictor, weights_folder
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints-lowest.txt"
 BASE = (

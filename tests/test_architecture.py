@@ -26,8 +26,8 @@ BASE = ("errors", "files", "progress", "predictor", "config", "recipe", "imaging
 # These neither import torch nor a room that does, at the top of a module or in a function.
 NO_TORCH = (*BASE, "phantom", "corpus", "evaluate", "report")
 TORCH_ROOMS = {
-    "samples", "model", "adapt", "quantize", "checkpoint", "train", "baselines", "export", "release",
-    "study",
+    "samples", "model", "adapt", "quantize", "checkpoint", "train", "baselines", "export",
+    "release", "study",
 }  # fmt: skip
 TORCH = {"torch", "torchvision", "transformers", "accelerate", "peft", "onnx", "onnxscript"}
 NOT_IN_BASE = {"pandas", "scipy", "cv2", "matplotlib", "skimage", "pyarrow", "pydicom", "jinja2"}
@@ -54,7 +54,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported(nodes: Iterator[ast.AST]) -> set[str]:
-    """Names of modules, and of what is taken from them, dotted."""
+    """Return names of modules, and of what is taken from them, dotted."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -67,7 +67,7 @@ def imported(nodes: Iterator[ast.AST]) -> set[str]:
 
 
 def imports(path: Path) -> set[str]:
-    """Imports of a module wherever they stand: in functions, and for type checking, too."""
+    """Return a module's imports wherever they stand, in functions and for type checking too."""
     return imported(ast.walk(tree_of(path)))
 
 
