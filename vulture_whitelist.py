@@ -11,7 +11,6 @@ _.log_severity_level, _.intra_op_num_threads  # onnxruntime
 
 # Given by the caller's contract, whether used or not.
 _.trace  # of __exit__
-_.output_attentions  # of transformers' attention
 _.tensorboard, _.mlflow  # choices of a command line option
 
 # Columns of tables and fields of JSON that are written by name, and read by people.
@@ -23,9 +22,8 @@ _.__getattr__, _.__dir__, _._repr_png_
 
 # Called by name, from a table of metrics or by users of the Python interface.
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
-_.InteractivePredictor, _.warm_up, _.predict_batch
+_.InteractivePredictor, _.warm_up
 _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
-_.uninstall
 
 # Tests alone use these: not needed by anything that runs, so to be deleted with their tests.
 _.write_history_csv

@@ -19,14 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adalora_qat.runtime.shipped import GOLDEN, check_golden, shipped_predictor, weights_folder
 from PIL import Image
 
+import adalora_qat
 from adalora_qat.imaging.image_file import load_image
+from adalora_qat.runtime.packaged import GOLDEN, check_golden, packaged_predictor, weights_folder
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints-lowest.txt"
 BASE = (
-    "errors", "files", "progress", "predictor", "config", "recipe", "imaging", "runtime", "cli",
+    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
+    "cli",
 )  # fmt: skip
 # These need no torch either, but what `[data]` brings.
 WITH_DATA = ("phantom", "corpus", "evaluate", "report")
@@ -75,7 +77,16 @@ def test_other_rooms_without_torch_lack_packages_of_data_only(module: str) -> No
 
 
 def test_the_packaged_model_draws_the_golden_mask() -> None:
-    assert check_golden(shipped_predictor(threads=1), weights_folder()) >= 0.99
+    assert check_golden(packaged_predictor(threads=1), weights_folder()) >= 0.99
+
+
+def test_the_front_door_draws_what_the_command_line_does(tmp_path: Path) -> None:
+    with np.load(weights_folder() / GOLDEN) as golden:
+        image, box = golden["image"], golden["box"]
+        expected = np.unpackbits(golden["mask"], count=image.size).reshape(image.shape) > 0
+    result = adalora_qat.load(threads=1)(image, box=tuple(box))
+    assert 2 * (result.mask & expected).sum() / (result.mask.sum() + expected.sum()) >= 0.99
+    assert result.overlay().size == image.shape[::-1]
 
 
 def test_the_command_line_draws_the_golden_mask(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ ROOMS = [
     "baselines", "export", "evaluate", "report", "release", "study", "demo", "cli",
 ]  # fmt: skip
 # What the base install runs: nothing but its own dependencies when a module is imported.
-BASE = ("errors", "files", "progress", "predictor", "config", "recipe", "imaging", "runtime")
+BASE = (
+    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
+)  # fmt: skip
 # These neither import torch nor a room that does, at the top of a module or in a function.
 NO_TORCH = (*BASE, "phantom", "corpus", "evaluate", "report")
 TORCH_ROOMS = {
