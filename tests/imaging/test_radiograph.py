@@ -71,7 +71,7 @@ def test_dicom_files_need_a_package_that_is_named(
     path = tmp_path / "radiograph.DCM"
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", None)
-    with pytest.raises(DataError, match=r"radiograph\.DCM is DICOM.*adalora-qat\[data\]"):
+    with pytest.raises(DataError, match=r"radiograph\.DCM is DICOM.*adalora-qat\[dicom\]"):
         read_radiograph(path)
     reader = SimpleNamespace(
         read_dicom=lambda path: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))

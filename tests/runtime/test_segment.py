@@ -196,7 +196,7 @@ def test_dicom_is_read_or_its_package_named(
 ) -> None:
     (tmp_path / "film.dcm").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", None)
-    with pytest.raises(DataError, match=r"film\.dcm is DICOM.*adalora-qat\[data\]"):
+    with pytest.raises(DataError, match=r"film\.dcm is DICOM.*adalora-qat\[dicom\]"):
         segment_files(tmp_path / "film.dcm", model, tmp_path / "out")
     read = SimpleNamespace(
         read_dicom=lambda path: SimpleNamespace(

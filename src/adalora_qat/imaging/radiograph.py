@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image.Image | Dataset"
 """A path, an array (H, W) or (H, W, 3), a PIL image, or a pydicom dataset."""
-
-# Reading DICOM switches warnings and pydicom's checks off for a while, which threads share.
-_ONE_DICOM_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,7 @@ def read_radiograph(image: ImageLike) -> Radiograph:
     elif pydicom is not None and isinstance(image, pydicom.Dataset):
         from adalora_qat.imaging.dicom import read_dataset
 
-        with _ONE_DICOM_AT_A_TIME:
-            found = read_dataset(image)
+        found = read_dataset(image)
         pixels, spacing_mm = found.pixels, found.spacing_mm
     elif hasattr(image, "__array__"):
         pixels = np.asarray(image)
@@ -105,8 +100,7 @@ def _read_dicom_file(path: Path) -> DicomImage:
         from adalora_qat.imaging.dicom import read_dicom
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{path} is DICOM, which needs {error.name}; run pip install 'adalora-qat[data]', or "
+            f"{path} is DICOM, which needs {error.name}; run pip install 'adalora-qat[dicom]', or "
             "save the radiograph as a 16-bit PNG"
         ) from error
-    with _ONE_DICOM_AT_A_TIME:
-        return read_dicom(path)
+    return read_dicom(path)
