@@ -22,6 +22,7 @@ from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, provenance
 from adalora_qat.config import RunConfig
 from adalora_qat.corpus.prepare import prepare
 from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import Source
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.mask_files import mask_path
@@ -86,7 +87,7 @@ class Clock:
 def run_demo(
     out: Path,
     *,
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Path | Source],
     count: int,
     seed: int,
     overrides: Sequence[str],
@@ -97,7 +98,7 @@ def run_demo(
 
     Parameters
     ----------
-    sources : real data sets, name → folder; none draws ``count`` phantoms.
+    sources : real data sets, as ``prepare`` takes them; none draws ``count`` phantoms.
     overrides : ``section.key=value`` over the recipe (``demo``, or ``litemedsam`` on real data).
 
     Returns
@@ -193,7 +194,7 @@ def stage_predictor(path: Path, name: str | None = None, *, cpu: bool = True) ->
 
 
 def _data(
-    out: Path, sources: Mapping[str, Path], count: int, config: RunConfig, watch: Watch
+    out: Path, sources: Mapping[str, Path | Source], count: int, config: RunConfig, watch: Watch
 ) -> pd.DataFrame:
     folder = out / "data"
     if not (folder / "manifest.parquet").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,6 @@ from adalora_qat.cli.app import (
     Out,
     app,
     labelled_records,
-    named_paths,
     out_console,
     print_json,
     print_rows,
@@ -39,8 +39,8 @@ def demo(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Real data sets as NAME=PATH (repeat, or several in one, by spaces) instead of "
-            "phantoms, with the recipe litemedsam."
+            help="Real data sets as NAME=PATH or NAME=READER:PATH (repeat, or several in one, by "
+            "spaces) instead of phantoms, with the recipe litemedsam."
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 36,
@@ -52,11 +52,14 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole method: zero-shot, decoder fine-tuning, stage 1, PTQ, stage 2, INT8."""
+    from adalora_qat.corpus.sources import parse_sources
     from adalora_qat.demo import run_demo
 
     # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
     extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
-    sources = named_paths([*(data or []), *(extra if data else [])])
+    given = [*(data or []), *(extra if data else [])]
+    # A space ends a path only where another NAME= follows.
+    sources = parse_sources([part for each in given for part in re.split(r"\s+(?=[\w-]+=)", each)])
     changes = [each for each in overrides or [] if not (data and each in extra)]
     with watching() as watch:
         summary = run_demo(
