@@ -11,12 +11,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adalora_qat.errors import ConfigError
+from adalora_qat.predictor import STRUCTURE_NAME
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-# A structure's name is part of column and file names.
-STRUCTURE_NAME = r"[a-z][a-z0-9_]{0,47}"
 
 
 class Section(BaseModel):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adalora_qat.config import STRUCTURE_NAME
+from adalora_qat.predictor import STRUCTURE_NAME
 
 CHEST = ("lung", "left_lung", "right_lung", "heart", "infection", "pneumothorax")
 
