@@ -31,7 +31,7 @@ def run(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on abdomens, exported, with its data beside it."""
+    """Train and export a model of abdomens, its data beside it."""
     root = tmp_path_factory.mktemp("abdomen")
     write_phantoms(root / "scans", 24, side=64, kind="abdomen")
     run("prepare", f"scanner_a=phantom:{root / 'scans'}", "--out", root / "data", "--jobs", 1)

@@ -115,6 +115,14 @@ def pixel_hash(pixels: NDArray[Any]) -> str:
     """Return the SHA-256 of size and grey levels, whatever file they came in.
 
     Three equal channels hash as one, and levels below 256 hash the same in any integer type.
+
+    Parameters
+    ----------
+    pixels : (H, W) or (H, W, 3), of any real dtype.
+
+    Returns
+    -------
+    64 hex digits.
     """
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]

@@ -168,7 +168,12 @@ class _Index:
         self._inside = sparse.vstack([self._buckets(block, 2) for block in blocks]).T.tocsr()
 
     def alike(self, queries: NDArray[np.float32], start: int) -> list[tuple[int, int, float]]:
-        """Return (image, other, cosine) for the images from ``start`` on that resemble another."""
+        """Return (image, other, cosine) for the images that resemble another.
+
+        Parameters
+        ----------
+        queries : (M, E) unit vectors, of a window of the images from ``start`` on.
+        """
         query, other = self._all(queries) if self._few else self._meetings(queries)
         cosine = np.einsum("pe,pe->p", queries[query], self._embedded[other])
         keep = (cosine >= MIN_SIMILARITY) & (query + start != other)

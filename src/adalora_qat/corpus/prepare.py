@@ -199,7 +199,14 @@ def choose_splits(
     fractions: Sequence[float],
     external: Collection[str],
 ) -> dict[str, str | None]:
-    """Return id → split, None for what an external test set forbids."""
+    """Return id → split, None for what an external test set forbids.
+
+    Parameters
+    ----------
+    fit : id → facts of the usable records.
+    groups : id → group.
+    seed, fractions, external : as for ``assign_splits``.
+    """
     records = [fact.record for fact in fit.values()]
     sides = assign_splits(records, [groups[key] for key in fit], seed, fractions, external)
     return dict(zip(fit, sides, strict=True))

@@ -204,6 +204,13 @@ def need_folder(
 ) -> Path:
     """Return the nearest folder with one of these names.
 
+    Parameters
+    ----------
+    source : the reader, for the message.
+    names : of the folder, in lower-case letters and digits (``plain``).
+    what : the folder holds, for the message.
+    depth : how many levels below ``root`` are looked at.
+
     Raises
     ------
     DataError
@@ -224,7 +231,14 @@ def check_root(source: str, root: Path) -> None:
 
 
 def missing(source: str, root: Path, looked_for: str, depth: int = SEARCH_DEPTH) -> DataError:
-    """Return the error for a data set that is not laid out as published."""
+    """Return the error for a data set that is not laid out as published.
+
+    Parameters
+    ----------
+    source : the reader.
+    looked_for : in words; the message adds what there is instead.
+    depth : how many levels below ``root`` were looked at.
+    """
     return DataError(
         f"{source}: looked in {root} and up to {depth} levels below for {looked_for}; "
         f"{_describe(root)}"

@@ -19,7 +19,13 @@ class Chest:
     """A random anatomy: the outlines of lungs, heart and body as formulas.
 
     Outlines are margins: positive inside, negative outside, near the outline about the
-    distance to it.
+    distance to it. Every method takes chest coordinates of one shape, X and Y or u, float32,
+    and the side ``s``, −1 for the left of the picture or +1 for its right, and returns float32
+    of that shape.
+
+    Parameters
+    ----------
+    rng : draws the anatomy.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:

@@ -10,7 +10,17 @@ from adalora_qat.phantom.anatomy import Field
 
 
 def expose(attenuation: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the radiograph (S, S) of an attenuation (S, S) in nepers, dense bright."""
+    """Return the radiograph of a body.
+
+    Parameters
+    ----------
+    attenuation : (S, S), the logarithm by which a ray is weakened, at least 0.
+    rng : draws how it was exposed.
+
+    Returns
+    -------
+    (S, S) uint8, dense bright.
+    """
     side = attenuation.shape[0]
     primary = np.exp(-np.clip(attenuation, 0, 6))
     coarse = cv2.resize(primary, (32, 32), interpolation=cv2.INTER_AREA)
