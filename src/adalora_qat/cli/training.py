@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -57,9 +58,7 @@ def demo(
 
     # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
     extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
-    given = [*(data or []), *(extra if data else [])]
-    # A space ends a path only where another NAME= follows.
-    sources = parse_sources([part for each in given for part in re.split(r"\s+(?=[\w-]+=)", each)])
+    sources = parse_sources(_one_each([*(data or []), *(extra if data else [])]))
     changes = [each for each in overrides or [] if not (data and each in extra)]
     with watching() as watch:
         summary = run_demo(
@@ -70,6 +69,11 @@ def demo(
         return
     print_rows(summary)
     out_console.print(f"\nEverything is in {out}: open {out / 'report.html'}")
+
+
+def _one_each(given: Sequence[str]) -> list[str]:
+    """Split arguments that hold several NAME=PATH: a space ends a path where a NAME= follows."""
+    return [part for each in given for part in re.split(r"\s+(?=[A-Za-z][\w-]*=)", each)]
 
 
 @app.command()

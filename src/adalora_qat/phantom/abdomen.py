@@ -18,7 +18,6 @@ Field = NDArray[Any]  # float32, one value per pixel
 AIR, FAT, MUSCLE, BOWEL, BONE = -1000, -100, 55, 30, 350
 # Grey levels span these densities, the usual window of an abdomen.
 WINDOW_HU = (-160.0, 240.0)
-NOISE_HU = (8.0, 22.0)
 
 
 class Abdomen:
@@ -140,12 +139,12 @@ def _picture(density: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
     grain: Field = rng.spawn(1)[0].standard_normal((side, side), dtype=np.float32)
     # Filtered back-projection leaves little noise at low frequencies.
     grain = cv2.GaussianBlur(grain, (0, 0), 0.6) - cv2.GaussianBlur(grain, (0, 0), 3)
-    blurred += np.float32(rng.uniform(*NOISE_HU) / max(float(grain.std()), 1e-6)) * grain
+    blurred += np.float32(rng.uniform(8, 22) / max(float(grain.std()), 1e-6)) * grain
     low, high = WINDOW_HU
     grey = np.clip((blurred - low) / (high - low), 0, 1) * 255
     return np.asarray(np.round(grey), dtype=np.uint8)
 
 
 def _smooth_noise(rng: np.random.Generator, side: int) -> Field:
-    noise = rng.standard_normal((24, 24), dtype=np.float32)
-    return np.asarray(cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC))
+    noise: Field = rng.standard_normal((24, 24), dtype=np.float32)
+    return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
