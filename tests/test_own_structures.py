@@ -1,6 +1,7 @@
 """A second domain, an abdomen with structures of its own, through every command."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from adalora_qat.cli import app
 from adalora_qat.phantom.phantom import phantom, write_phantoms
+from adalora_qat.runtime.model import Model
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 TINY = (
@@ -65,6 +67,15 @@ def test_masks_are_written_by_structure(trained: Path, tmp_path: Path) -> None:
     for each in objects:
         mask = np.asarray(Image.open(tmp_path / "out" / f"a_{each['structure']}_mask.png"))
         assert (mask > 0).sum() == each["area_px"]
+
+
+def test_a_model_of_one_structure_names_it_itself(trained: Path) -> None:
+    predictor = OnnxPredictor(trained / "run" / "abdomen.onnx")
+    image = phantom(50, 64, "abdomen").image
+    assert Model(predictor)(image, box=(5, 5, 60, 60)).structures == ()
+    predictor.metadata = dataclasses.replace(predictor.metadata, structures=("liver",))
+    result = Model(predictor)(image, boxes=[(5, 5, 60, 60), (9, 9, 40, 40)])
+    assert [each["structure"] for each in result.to_json()["objects"]] == ["liver", "liver"]
 
 
 def test_cases_are_measured_by_structure(trained: Path, tmp_path: Path) -> None:

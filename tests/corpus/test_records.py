@@ -26,7 +26,12 @@ def test_what_a_name_means(text: str, structure: str | None) -> None:
 
 
 def test_the_chest_comes_first_and_two_lungs_make_a_lung_mask() -> None:
-    assert sort_structures(["spleen", "heart", "liver", "lung"]) == ["lung", "heart", "liver", "spleen"]
+    assert sort_structures(["spleen", "heart", "liver", "lung"]) == [
+        "lung",
+        "heart",
+        "liver",
+        "spleen",
+    ]
     masks = {name: Path(name) for name in ("left_lung", "right_lung", "spleen")}
     record = Record("a", "a", Path("i"), masks)
     assert record.mask_parts("lung") == (Path("left_lung"), Path("right_lung"))

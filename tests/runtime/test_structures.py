@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from adalora_qat.errors import DataError
-from adalora_qat.runtime.structures import read_structures, save_masks, structures_of_masks
+from adalora_qat.runtime.structures import read_structures, save_masks
 
 
 def table(folder: Path, *rows: str) -> Path:
@@ -30,12 +30,6 @@ def test_a_name_that_no_file_can_have_is_refused_with_its_line(tmp_path: Path, n
     path = table(tmp_path, "file,structure", "a.png,liver", f"a.png,{name}")
     with pytest.raises(DataError, match=r"boxes\.csv, line 3: .* cannot name a structure"):
         read_structures(path)
-
-
-def test_one_structure_of_the_model_names_all_masks_and_several_name_none() -> None:
-    assert structures_of_masks(2, (), ("liver",)) == ("liver", "liver")
-    assert structures_of_masks(2, (), ("liver", "spleen")) == (None, None)
-    assert structures_of_masks(2, ("a", "b"), ("liver",)) == ("a", "b")
 
 
 def test_masks_of_one_structure_are_united(tmp_path: Path) -> None:

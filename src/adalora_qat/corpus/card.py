@@ -211,7 +211,9 @@ def _sheet(source: str, manifest: pd.DataFrame) -> dict[str, Any]:
     for record in records_of(chosen.sort_values(["label", "id"])):
         try:
             grey = to_grey_uint8(load_image(record.image))
-            outlines = {name: load_mask(record.masks[name]) for name in sort_structures(record.masks)}
+            outlines = {
+                name: load_mask(record.masks[name]) for name in sort_structures(record.masks)
+            }
         except DataError:  # changed since it was checked; the next prepare will say so
             continue
         pictures.append(
