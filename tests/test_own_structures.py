@@ -100,4 +100,4 @@ def test_the_report_is_about_the_structure(trained: Path, tmp_path: Path) -> Non
         "--no-weight-error", "--no-zero-shot", "--out", page,
     )  # fmt: skip
     text = page.read_text(encoding="utf-8")
-    assert "target: kidneys" in text and "DSC (kidneys)" in text and "scanner_a 5" in text
+    assert "target: kidneys" in text and "DSC (kidneys)" in text and "scanner_a 2" in text
