@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adalora_qat.errors import ConfigError
+from adalora_qat.predictor import STRUCTURE_NAME
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,7 +40,7 @@ class PromptConfig(Section):
     """The box prompt drawn from the truth in training and validation."""
 
     target: str | tuple[str, ...] = "lung"
-    """A mask kind, or several: then each has its own box and mask in every sample."""
+    """A structure, or several: then each has its own box and mask in every sample."""
     jitter_px: Annotated[int, Field(ge=0)] = 5
     """Each box edge moves by a uniform integer in ±jitter_px, in model pixels."""
     oracle: Fraction = 0.0
@@ -51,12 +53,17 @@ class PromptConfig(Section):
         if self.oracle + self.whole_image > 1:
             raise ValueError("oracle + whole_image are shares of one whole: at most 1 together")
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError("target must name one mask kind, or several different ones")
+            raise ValueError("target must name one structure, or several different ones")
+        if unfit := [name for name in self.targets if not re.fullmatch(STRUCTURE_NAME, name)]:
+            raise ValueError(
+                f"{unfit[0]!r} cannot name a structure: give lower-case letters, digits and "
+                "underscores, a letter first, as in left_kidney"
+            )
         return self
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The mask kinds as a tuple, also where one is given."""
+        """The structures as a tuple, also where one is given."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
 

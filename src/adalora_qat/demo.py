@@ -17,6 +17,7 @@ from adalora_qat.checkpoint import MODEL_FILE, RunFolder, provenance
 from adalora_qat.config import RunConfig
 from adalora_qat.corpus.prepare import prepare
 from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import Source
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import write_json
@@ -47,7 +48,7 @@ SHOWN_METRICS: Final = ("dsc", "iou", "nsd_deepmind2d_2px")
 def run_demo(
     out: Path,
     *,
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Path | Source],
     count: int,
     seed: int,
     overrides: Sequence[str],
@@ -59,7 +60,7 @@ def run_demo(
 
     Parameters
     ----------
-    sources : real data sets, name → folder; none draws ``count`` phantoms.
+    sources : real data sets, as ``prepare`` takes them; none draws ``count`` phantoms.
     overrides : ``section.key=value`` over the recipe (``demo``, or ``litemedsam`` on real data).
     on_step : told after each optimizer step.
 
@@ -139,7 +140,7 @@ def shown_cases(records: Sequence[Record], found: Mapping[str, Measured]) -> lis
 
 
 def _data(
-    out: Path, sources: Mapping[str, Path], count: int, config: RunConfig, watch: Watch
+    out: Path, sources: Mapping[str, Path | Source], count: int, config: RunConfig, watch: Watch
 ) -> pd.DataFrame:
     folder = out / "data"
     if not (folder / "manifest.parquet").is_file():

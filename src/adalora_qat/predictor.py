@@ -33,6 +33,10 @@ class Prediction:
     boxes_xyxy_original: NDArray[np.float32]
 
 
+# What a mask is of: a word that can be part of the name of a column and of a file.
+STRUCTURE_NAME = r"[a-z][a-z0-9_]{0,47}"
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """Segments an image given boxes.

@@ -22,11 +22,18 @@ def example() -> ModelMetadata:
         product_version="1.2.3",
         sources={"run": "00ff"},
         parity={"dice_min": 0.999},
+        structures=("liver", "kidneys"),
     )
 
 
 def test_what_is_written_is_read_back() -> None:
     assert ModelMetadata.from_props(example().to_props(), "file") == example()
+
+
+def test_a_file_from_before_structures_had_names_is_read() -> None:
+    props = example().to_props()
+    del props["adalora_qat.structures"]
+    assert ModelMetadata.from_props(props, "file").structures == ()
 
 
 def test_values_are_plain_text() -> None:

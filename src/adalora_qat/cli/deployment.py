@@ -48,7 +48,7 @@ def export(
     from adalora_qat.export.run import export_halves, export_stage
 
     folder = RunFolder.open(run)
-    records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets[:1])
+    records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
         files: tuple[Exported, ...]
         if split:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +19,6 @@ from adalora_qat.cli.app import (
     Out,
     app,
     labelled_records,
-    named_paths,
     out_console,
     print_json,
     print_rows,
@@ -39,8 +40,8 @@ def demo(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Real data sets as NAME=PATH (repeat, or several in one, by spaces) instead of "
-            "phantoms, with the recipe litemedsam."
+            help="Real data sets as NAME=PATH or NAME=READER:PATH (repeat, or several in one, by "
+            "spaces) instead of phantoms, with the recipe litemedsam."
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 36,
@@ -52,11 +53,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole method: zero-shot, decoder fine-tuning, stage 1, PTQ, stage 2, INT8."""
+    from adalora_qat.corpus.sources import parse_sources
     from adalora_qat.demo import run_demo
 
     # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
     extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
-    sources = named_paths([*(data or []), *(extra if data else [])])
+    sources = parse_sources(_one_each([*(data or []), *(extra if data else [])]))
     changes = [each for each in overrides or [] if not (data and each in extra)]
     with watching() as watch:
         summary = run_demo(
@@ -74,6 +76,11 @@ def demo(
         return
     print_rows(summary)
     out_console.print(f"\nEverything is in {out}: open {out / 'report.html'}")
+
+
+def _one_each(given: Sequence[str]) -> list[str]:
+    """Split arguments that hold several NAME=PATH: a space ends a path where a NAME= follows."""
+    return [part for each in given for part in re.split(r"\s+(?=[A-Za-z][\w-]*=)", each)]
 
 
 @app.command()

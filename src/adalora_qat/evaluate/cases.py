@@ -24,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from adalora_qat.ahead import in_order
-from adalora_qat.corpus.records import MASK_KINDS, Record
+from adalora_qat.corpus.records import Record, sort_structures
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.boxes import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
@@ -104,7 +104,7 @@ def evaluate_cases(
     ----------
     predictor : any model of the house or a peer.
     records : the cases; ids unique.
-    targets : mask kinds ("lung" may be composed of both lungs). A record without a target
+    targets : structures ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.
     box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, ``automatic``,
         or a ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is
@@ -292,15 +292,18 @@ _EMPTY = {
 
 def _choose(records: Sequence[Record], targets: Sequence[str]) -> list[Record]:
     """Return the records that give a target, having checked all that can be checked now."""
-    unknown = [target for target in targets if target not in MASK_KINDS]
-    if unknown or not targets or len(set(targets)) != len(targets):
-        raise DataError(f"targets {list(targets)}: name some of {', '.join(MASK_KINDS)}, each once")
+    given = sort_structures(structure for record in records for structure in record.masks)
+    if not targets or len(set(targets)) != len(targets):
+        raise DataError(f"targets {list(targets)}: name some of {', '.join(given)}, each once")
     doubled = [case_id for case_id, n in Counter(r.id for r in records).items() if n > 1]
     if doubled:
         raise DataError(f"{len(doubled)} ids are listed twice, the first is {doubled[0]!r}")
     for target in targets:
         if not any(record.mask_parts(target) for record in records):
-            raise DataError(f"none of the {len(records)} records gives a {target} mask")
+            raise DataError(
+                f"none of the {len(records)} records gives a {target} mask; they give "
+                f"{', '.join(given) or 'none at all'}"
+            )
     chosen = [record for record in records if any(map(record.mask_parts, targets))]
     files = [p for r in chosen for p in (r.image, *(m for t in targets for m in r.mask_parts(t)))]
     missing = [path for path in files if not path.is_file()]

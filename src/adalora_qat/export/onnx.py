@@ -68,6 +68,7 @@ def export_onnx(
     *,
     policy: str,
     sources: Mapping[str, str],
+    structures: Sequence[str] = (),
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
@@ -81,6 +82,7 @@ def export_onnx(
     cases : the images and boxes of the parity gate.
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
+    structures : what the model was trained to segment; goes into the file.
     gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
         whoever runs the model elsewhere.
@@ -94,7 +96,7 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    metadata = describe(segmenter, policy, sources)
+    metadata = describe(segmenter, policy, sources, structures)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
         write_model(model, temporary, metadata)
@@ -117,6 +119,7 @@ def export_split(
     *,
     policy: str,
     sources: Mapping[str, str],
+    structures: Sequence[str] = (),
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
@@ -136,7 +139,7 @@ def export_split(
     ExportError, UserError
         As ``export_onnx``.
     """
-    metadata = describe(segmenter, policy, sources)
+    metadata = describe(segmenter, policy, sources, structures)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
     parts: tuple[Part, Part] = ("encoder", "decoder")
     with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
@@ -161,7 +164,9 @@ def export_split(
     return encoder, decoder
 
 
-def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> ModelMetadata:
+def describe(
+    segmenter: Segmenter, policy: str, sources: Mapping[str, str], structures: Sequence[str] = ()
+) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
 
     Raises
@@ -178,6 +183,7 @@ def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> M
         policy,
         version,
         sources=dict(sources),
+        structures=tuple(structures),
         min_onnxruntime=MIN_ONNXRUNTIME,
     )
 

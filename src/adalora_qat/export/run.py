@@ -109,6 +109,7 @@ def _prepared(
     told = {
         "policy": run.config.quantize.policy if description["quantize"] else "none",
         "sources": {f"{stage}/{MODEL_FILE}": sha256_file(source)},
+        "structures": run.config.data.prompt.targets,
         "gate": run.config.export,
     }
     cases = parity_cases(records, run.config.data, segmenter.variant.frame)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adalora_qat.errors import CheckpointError
 from adalora_qat.imaging.geometry import Frame
+from adalora_qat.predictor import STRUCTURE_NAME
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -46,6 +47,7 @@ class ModelMetadata:
     mask_threshold : a pixel is foreground where its logit exceeds this; finite.
     sources : what the weights came from, name → SHA-256.
     parity : agreement with the quantized PyTorch model on the validation images.
+    structures : what it was trained to segment, in the recipe's order; empty where not known.
     assurance : what the model knows of its own limits, if it was finished for shipping:
         ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
 
@@ -64,6 +66,7 @@ class ModelMetadata:
     mask_threshold: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
+    structures: tuple[str, ...] = ()
     assurance: Mapping[str, Any] = field(default_factory=dict)
     min_onnxruntime: str = ""
 
@@ -82,8 +85,9 @@ class ModelMetadata:
         values["frame"] = {"side": self.frame.side, "normalize": self.frame.normalize}
         for name in ("sources", "parity", "assurance"):
             values[name] = dict(values[name])
-        if not self.min_onnxruntime:
-            del values["min_onnxruntime"]
+        for name in ("min_onnxruntime", "structures"):
+            if not values[name]:
+                del values[name]
         props = {_PREFIX + key: json.dumps(value) for key, value in values.items()}
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
 
@@ -136,6 +140,8 @@ class ModelMetadata:
                 raise ValueError("it was written in another format")
             # The file's, not the model's: ``digest.verified_sha256`` reads it from the bytes.
             values.pop("digest", None)
+            if isinstance(values.get("structures"), list):
+                values["structures"] = tuple(values["structures"])
             return cls(**{**values, "frame": Frame(**values["frame"])})
         # Deep nesting in JSON ends in a RecursionError, a long integer in an OverflowError.
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -215,5 +221,9 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "sources": _maps_to(_is_text),
     "parity": _maps_to(_is_finite),
     "assurance": _maps_to(lambda part: isinstance(part, Mapping)),
+    "structures": lambda value: (
+        isinstance(value, tuple)
+        and all(_is_text(name) and re.fullmatch(STRUCTURE_NAME, name) for name in value)
+    ),
     "min_onnxruntime": lambda value: _is_text(value) and bool(re.fullmatch(r"[\d.]*", value)),
 }

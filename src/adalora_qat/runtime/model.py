@@ -219,6 +219,7 @@ class Model:
             seconds={"read": radiograph.seconds, "predict": time.perf_counter() - started},
             model=self._described(),
             file_sha256=radiograph.sha256,
+            structures=self._structures(len(prediction.masks)),
         )
 
     def _predict(
@@ -246,6 +247,11 @@ class Model:
             "expected IoU of the mask with one drawn by hand: the mean of such masks among "
             f"{calibration.cases} of validation images, degraded ones included"
         )
+
+    def _structures(self, count: int) -> tuple[str, ...]:
+        """Name every mask if the model was trained on one structure; several name none."""
+        trained = self.metadata.structures
+        return trained * count if len(trained) == 1 else ()
 
     def _described(self) -> dict[str, str]:
         predictor, metadata = self._predictor, self.metadata

@@ -50,6 +50,7 @@ class Result:
     seconds : ``read`` and ``predict``, how long each took.
     model : file, SHA-256, variant, policy and version of the model.
     file_sha256 : of the image file; None for an image that was in memory.
+    structures : (N,) what each mask is of; empty where it is not known.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Result:
     seconds: Mapping[str, float]
     model: Mapping[str, str]
     file_sha256: str | None = None
+    structures: tuple[str, ...] = ()
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -134,6 +136,8 @@ class Result:
             {"box": box.tolist(), "score": round(float(score), 5), **self._areas(mask)}
             for box, score, mask in zip(boxes, self.scores, self.masks, strict=True)
         ]
+        for entry, structure in zip(objects, self.structures, strict=False):
+            entry["structure"] = structure
         return {
             "image": self.name,
             "image_sha256": self.file_sha256 or _pixels_sha256(self.image),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from adalora_qat.imaging.radiograph import read_radiograph
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.model import Model
 from adalora_qat.runtime.result import check_earlier, result_names
+from adalora_qat.runtime.structures import mask_names, read_structures, save_masks
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm"})
 BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
@@ -29,10 +30,14 @@ BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
 
 @dataclass(frozen=True)
 class Job:
-    """One image file to segment, and its boxes (N, 4) in its own pixels; None to find one."""
+    """One image file to segment, and its boxes (N, 4) in its own pixels; None to find one.
+
+    ``structures`` says what each box holds, if the table of boxes does.
+    """
 
     image: Path
     boxes_xyxy_original: NDArray[np.float64] | None
+    structures: tuple[str, ...] = ()
 
 
 def segment_files(
@@ -47,12 +52,15 @@ def segment_files(
 ) -> list[dict[str, Any]]:
     """Segment an image, or every image of a folder, and save each result (``Result.save``).
 
+    Where the boxes say what they hold, ``<stem>_<structure>_mask.png`` is written too.
+
     Parameters
     ----------
     source : an image file, or a folder whose images are taken in order of their names.
     box : x0, y0, x1, y1 in pixels of the original, for every image; without boxes the model
         finds one in each image (``imaging.automatic_prompt``).
-    boxes_csv : columns file,x0,y0,x1,y1; several rows for one file are several boxes.
+    boxes_csv : columns file,x0,y0,x1,y1; several rows for one file are several boxes. A column
+        ``structure`` may name what each holds.
     spacing_mm : (row, column) size of a pixel, where known: adds areas in mm². DICOM files
         may state their own.
     progress : called with (done, total, name) after each image.
@@ -72,7 +80,11 @@ def segment_files(
     check(jobs, model.metadata.frame, out)
     images, boxes = [job.image for job in jobs], [job.boxes_xyxy_original for job in jobs]
     facts = []
-    for result in model.map(images, boxes=boxes, spacing_mm=spacing_mm):
+    results = model.map(images, boxes=boxes, spacing_mm=spacing_mm)
+    for job, result in zip(jobs, results, strict=True):
+        if job.structures:
+            result = replace(result, structures=job.structures)
+            save_masks(out, job.image.stem, result.masks, job.structures)
         result.save(out)
         facts.append(result.to_json())
         if progress is not None:
@@ -103,7 +115,8 @@ def plan(
         raise DataError(f"{boxes_csv} names {_some(unknown)}, not found in {source}")
     if missing:
         raise DataError(f"{boxes_csv} has no row for {_some(missing)}; add a box for each image")
-    return [Job(image, table[image.name]) for image in images]
+    structures = read_structures(boxes_csv)
+    return [Job(image, table[image.name], structures.get(image.name, ())) for image in images]
 
 
 def read_boxes(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -185,7 +198,8 @@ def _check_names(jobs: Sequence[Job], out: Path) -> None:
     writers: dict[str, Path] = {}
     inputs = {job.image.resolve() for job in jobs}
     for job in jobs:
-        for name in result_names(job.image.stem):
+        own = mask_names(job.image.stem, job.structures).values()
+        for name in (*result_names(job.image.stem), *own):
             if (out / name).resolve() in inputs:
                 raise DataError(f"the result would overwrite the input {out / name}; change --out")
             other = writers.setdefault(name.lower(), job.image)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adalora_qat.phantom.chest import Chest
+from adalora_qat.phantom.anatomy import Chest
 
 
 def chest(seed: int) -> Chest:
