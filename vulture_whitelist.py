@@ -17,6 +17,9 @@ _.tensorboard, _.mlflow  # choices of a command line option
 _.definition, _.median_difference, _.dice_mean, _.transfer_syntax
 _.href  # by a template
 
+# Written into files for whoever opens them.
+_.min_onnxruntime
+
 # Called by Python and notebooks.
 _.__getattr__, _.__dir__, _._repr_png_
 
@@ -27,7 +30,6 @@ _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
 
 # Tests alone use these: not needed by anything that runs, so to be deleted with their tests.
 _.write_history_csv
-_.policy_table, _.quantization_error, _.float_bytes
+
+# The other half of ``p_above``, which a test of a margin would miss.
 _.p_below
-_.prune
-_.predictor_of, _.MaskKind, _.Split, _.Wholes, _.COMPRESSION, _.YELLOW, _.ORGANS
