@@ -45,7 +45,7 @@ ROWS = (
 
 
 def accuracy(page: Page, out: Path) -> None:
-    """Draw Dice on own and other hospitals' images, a line a model."""
+    """Draw Dice on the test images and on two COVID-19 sets, a line a model."""
     found = [(page.first(row), page.first(row, dataset="external")) for row in ROWS]
     # The shipped model finds its own box, where the baselines take none.
     own, other = (page.find("auto", set=name, box="automatic") for name in ("test", "external"))
