@@ -150,7 +150,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds pickled code, which is never run; ask its author for safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(f"{path} is not a readable checkpoint; fetch it again") from error
     # Training scripts wrap the weights: {"model": weights, "epoch": …}.
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
