@@ -29,7 +29,8 @@ class ModelConfig(Section):
 
     variant: str = "litemedsam"
     weights: str | None = None
-    """A file, a local folder or a Hub id; None takes the variant's published weights."""
+    """A file, a local folder or a Hub id; None takes the variant's published weights, and
+    ``packaged`` the INT8 model that comes with this package, dequantized (LiteMedSAM)."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` exists for benchmarks and tests and is stamped on every result."""
     side: Annotated[int, Field(ge=32)] | None = None

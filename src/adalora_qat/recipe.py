@@ -167,8 +167,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         place[leaf] = _number(text) if _number(text) is not None else read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"override {_short(override)}: the value is not YAML; a word that begins with * or holds a "
-            "colon wants quotes inside, as in 'adapt.targets=[\"*.qkv\"]'"
+            f"override {_short(override)}: the value is not YAML; a word that begins with * or "
+            "holds a colon wants quotes inside, as in 'adapt.targets=[\"*.qkv\"]'"
         ) from error
 
 

@@ -24,7 +24,7 @@ from adalora_qat.cli.app import (
     print_json,
     print_rows,
 )
-from adalora_qat.cli.watch import watching
+from adalora_qat.cli.log_lines import watching_or_logging
 from adalora_qat.errors import CheckpointError, ConfigError
 
 
@@ -72,7 +72,7 @@ def demo(
 
     changes, more = split_arguments(overrides or []) if data else (overrides or [], [])
     sources = parse_sources(_one_each([*(data or []), *more]))
-    with watching() as watch:
+    with watching_or_logging() as watch:
         summary = run_demo(
             out,
             sources=sources,
@@ -155,7 +155,7 @@ def train(
     processes = join(cpu=cpu)
     # The main process holds the folder for all.
     holding = alone_in(out) if processes.is_main_process else nullcontext()
-    with holding, watching(shown=processes.is_main_process) as watch:
+    with holding, watching_or_logging(shown=processes.is_main_process) as watch:
         with processes.main_process_first():
             run = RunFolder.create(out, config)
             if source is not None and processes.is_main_process:
@@ -170,6 +170,7 @@ def train(
             track=trackers,
             on_step=watch.on_step,
             progress=watch.progress,
+            tell=watch.phase,
         )
         if config.baselines is not None:
             BaselineTraining(run, train_records, val_records, resources).fit()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from adalora_qat.train.features import Features, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history
 from adalora_qat.train.loop import Loop, resumed_ranks
+from adalora_qat.train.memory import bytes_kept, free_memory, parts_that_fit, peak_bytes
 from adalora_qat.train.objective import Entry, LossWeights, Objective
 from adalora_qat.train.placement import compile_mode, place
 from adalora_qat.train.processes import accelerator_for
@@ -70,6 +71,7 @@ class Resources:
     track : trackers that are told the losses too: "tensorboard", "mlflow".
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
+    tell : told, in a sentence, what was decided for want of memory.
     """
 
     cpu: bool = False
@@ -80,6 +82,7 @@ class Resources:
     track: tuple[str, ...] = ()
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
+    tell: Callable[[str], None] | None = None
 
 
 class Training:
@@ -214,6 +217,11 @@ class Training:
         # A teacher computes its own features, from the images.
         entry = "image" if teacher else self._entry(segmenter, settings, len(train) + len(val))
         objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
+        feeds = [
+            Feed(data, self._features(objective, data), self.resources.workers)
+            for data in (train, val)
+        ]
+        settings = self._in_memory(settings, objective, feeds[0])
         mode = None
         if self.config.compile:
             mode = compile_mode(objective, device, self.accelerator.num_processes)
@@ -225,11 +233,33 @@ class Training:
             # One kernel for all parameters, where there is one.
             torch.optim.AdamW(groups, fused=device.type == "cuda"),
             self.accelerator,
-            Feed(train, self._features(objective, train), self.resources.workers),
-            Feed(val, self._features(objective, val), self.resources.workers),
+            *feeds,
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
+
+    def _in_memory(self, settings: FitSettings, objective: Objective, train: Feed) -> FitSettings:
+        """Share out a step that a CPU's memory does not hold; the step stays the same.
+
+        On a GPU the allocator says when it is full, and the loop then says what would fit.
+        """
+        free = free_memory()
+        alone = self.accelerator.num_processes == 1
+        if self.accelerator.device.type != "cpu" or not alone or free is None:
+            return settings
+        tensors, _ = train.batch(MicroBatch((0,), (1.0,)), self.accelerator.device)
+        with self.accelerator.autocast():
+            each = bytes_kept(objective, tensors)
+        images, accumulate = settings.batch_size, settings.accumulate
+        parts = parts_that_fit(images, accumulate, each, free)
+        if self.resources.tell is not None:
+            self.resources.tell(
+                f"{settings.stage}: about {peak_bytes(images // parts, each) / 1e9:.1f} GB for "
+                f"{images // parts} images at once, {free / 1e9:.1f} GB are free"
+                + (f" ({images // accumulate} would take too much)" if parts > accumulate else "")
+            )
+        objective.accumulate = parts
+        return replace(settings, accumulate=parts)
 
     def _entry(self, segmenter: Segmenter, settings: FitSettings, images: int) -> Entry:
         """Return where samples enter: behind the frozen prefix, if its features can be kept."""
