@@ -137,9 +137,7 @@ def _text_of(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _LARGEST:
-            raise ConfigError(
-                f"{path} has {size:,} bytes: no recipe, which has {_LARGEST:,} at most"
-            )
+            raise ConfigError(f"{path} has {size:,} bytes; a recipe has {_LARGEST:,} at most")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error

@@ -16,12 +16,8 @@ def test_lines_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(1, 13):
         now += 1
         lines.on_step(StepReport("stage1", 1, 2, step, 12, 0.5, 0.9 if step > 6 else None))
-    assert [line.split() for line in written] == [
-        ["stage1"],
-        *([f"{s}", "s", f"{s}/12", "stage1:", "epoch", "1/2,", "loss", "0.5000", *dice]
-          for s, dice in ((1, []), (6, [])) ),
-        *([f"{s}", "s", f"{s}/12", "stage1:", "epoch", "1/2,", "loss", "0.5000,", "val", "Dice", "0.9000"]
-          for s in (11, 12)),
-    ]  # fmt: skip
+    assert [line.split()[0] for line in written] == ["stage1", "1", "6", "11", "12"]
+    assert written[2].split("  ")[-2:] == ["6/12", "stage1: epoch 1/2, loss 0.5000"]
+    assert written[3].endswith("11/12  stage1: epoch 1/2, loss 0.5000, val Dice 0.9000")
     lines.progress(3, 9, "frozen features")
     assert len(written) == 5

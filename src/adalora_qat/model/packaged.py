@@ -48,7 +48,8 @@ def fill_from_onnx(segmenter: Segmenter, path: Path) -> None:
         if key.startswith(_NOT_IN_THE_FILE):
             own.zero_()
         elif layer.endswith(".bn"):
-            eps = segmenter.get_submodule(layer).eps
+            norm = segmenter.get_submodule(layer)
+            eps = norm.eps if isinstance(norm, nn.BatchNorm2d) else 0.0
             # Of unit gain: folded again, the weights are the file's to the bit.
             plain = {"weight": 1.0, "running_mean": 0.0, "running_var": 1 - eps}
             if leaf == "bias":

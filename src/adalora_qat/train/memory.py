@@ -46,16 +46,19 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     try:
         lines = (root / "proc/meminfo").read_text("ascii").splitlines()
-        free = (
-            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        )
-    except (OSError, StopIteration, ValueError):
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
         return None
+    free = int(available.split()[1]) * 1024
+    # Version 2, and version 1.
     group = root / "sys/fs/cgroup"
-    for limit, used in (("memory.max", "memory.current"),
-                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):  # fmt: skip
+    bounds = (
+        (group / "memory.max", group / "memory.current"),
+        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+    )
+    for limit, used in bounds:
         try:
-            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
         except (OSError, ValueError):  # no such control group, or "max"
             continue
     return max(free, 0)

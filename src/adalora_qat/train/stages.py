@@ -217,11 +217,11 @@ class Training:
         # A teacher computes its own features, from the images.
         entry = "image" if teacher else self._entry(segmenter, settings, len(train) + len(val))
         objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
-        feeds = [
+        train_feed, val_feed = (
             Feed(data, self._features(objective, data), self.resources.workers)
             for data in (train, val)
-        ]
-        settings = self._in_memory(settings, objective, feeds[0])
+        )
+        settings = self._in_memory(settings, objective, train_feed)
         mode = None
         if self.config.compile:
             mode = compile_mode(objective, device, self.accelerator.num_processes)
@@ -233,7 +233,8 @@ class Training:
             # One kernel for all parameters, where there is one.
             torch.optim.AdamW(groups, fused=device.type == "cuda"),
             self.accelerator,
-            *feeds,
+            train_feed,
+            val_feed,
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
