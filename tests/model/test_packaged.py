@@ -11,7 +11,7 @@ from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.quantize.batch_norm import fold_batch_norms
-from adalora_qat.runtime.shipped import MODEL, shipped_predictor, weights_folder
+from adalora_qat.runtime.packaged import MODEL, packaged_predictor, weights_folder
 
 
 def test_the_packaged_model_can_be_trained_from() -> None:
@@ -23,7 +23,7 @@ def test_the_packaged_model_can_be_trained_from() -> None:
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     boxes = np.array([box], dtype=np.float32)
     ours = TorchPredictor(segmenter, "packaged").predict(drawn.image, boxes)
-    theirs = shipped_predictor(threads=1).predict(drawn.image, boxes)
+    theirs = packaged_predictor(threads=1).predict(drawn.image, boxes)
     both = (ours.masks & theirs.masks).sum()
     # What the file itself is held to against the model it was exported from.
     assert 2 * both / (ours.masks.sum() + theirs.masks.sum()) > 0.995

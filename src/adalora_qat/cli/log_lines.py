@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adalora_qat.cli.app import err_console
-from adalora_qat.cli.watch import Watch, watching
+from adalora_qat.cli.watch import Bars, watching
 
 if TYPE_CHECKING:
     from adalora_qat.train.state import StepReport
@@ -47,7 +47,7 @@ class LogLines:
 
 
 @contextmanager
-def watching_or_logging(*, shown: bool = True) -> Iterator[Watch | LogLines]:
+def watching_or_logging(*, shown: bool = True) -> Iterator[Bars | LogLines]:
     """Show bars on a terminal, and plain lines on stderr elsewhere; ``shown=False``: neither."""
     if err_console.is_terminal or not shown:
         with watching(shown=shown) as watch:

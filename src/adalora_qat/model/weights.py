@@ -29,7 +29,7 @@ from adalora_qat.files import atomic_write, sha256_file
 from adalora_qat.model.packaged import fill_from_onnx
 from adalora_qat.model.sam import VARIANTS, Segmenter, Variant, random_segmenter, variant
 from adalora_qat.model.tiny_vit import TinyViTConfig
-from adalora_qat.runtime.shipped import MODEL, weights_folder
+from adalora_qat.runtime.packaged import MODEL, weights_folder
 
 
 @dataclass(frozen=True)
