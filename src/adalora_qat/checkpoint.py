@@ -63,6 +63,9 @@ class RunFolder:
     def create(cls, path: Path, config: RunConfig) -> RunFolder:
         """Open a run folder for a configuration, making it if it is not there.
 
+        A folder in which no stage has left anything takes the new configuration: a start that
+        failed does not stand in the way of the corrected one.
+
         Raises
         ------
         CheckpointError
@@ -72,6 +75,9 @@ class RunFolder:
         """
         existing = path / "config.yaml"
         if existing.is_file():
+            if not any(path.glob("*/checkpoints/*")) and not any(path.glob("*/*.safetensors")):
+                write_text(existing, dump_config(config))
+                return cls(path, config)
             other = cls.open(path).config
             if other != config:
                 found = differences(_plain(other), _plain(config))

@@ -19,9 +19,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys."""
+    """A part of the configuration: immutable, no unknown keys, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -29,7 +29,8 @@ class ModelConfig(Section):
 
     variant: str = "litemedsam"
     weights: str | None = None
-    """A file, a local folder or a Hub id; None takes the variant's published weights."""
+    """A file, a local folder or a Hub id; None takes the variant's published weights, and
+    ``packaged`` the INT8 model that comes with this package, dequantized (LiteMedSAM)."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` exists for benchmarks and tests and is stamped on every result."""
     side: Annotated[int, Field(ge=32)] | None = None
@@ -295,7 +296,7 @@ class RunConfig(Section):
     """Everything that decides what a run computes."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass; Λ, scales and optimizer state stay FP32. ``tf32`` is FP32
     with products of 10-bit mantissas on GPUs that have them, and FP32 elsewhere."""

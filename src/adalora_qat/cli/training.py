@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +24,7 @@ from adalora_qat.cli.app import (
     print_json,
     print_rows,
 )
-from adalora_qat.cli.watch import watching
+from adalora_qat.cli.log_lines import watching_or_logging
 from adalora_qat.errors import CheckpointError, ConfigError
 
 
@@ -32,6 +33,19 @@ class Tracked(StrEnum):
 
     tensorboard = "tensorboard"
     mlflow = "mlflow"
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what changes the recipe, and what names data: ``--data jsrt=A shenzhen=B``.
+
+    An argument changes the recipe if its key is one of the recipe: ``section.key``, or a plain
+    key of the whole run, such as ``seed``. Every other NAME=PATH is a data set.
+    """
+    from adalora_qat.config import RunConfig
+
+    known = RunConfig.model_fields
+    changes = [each for each in arguments if each.partition("=")[0].partition(".")[0] in known]
+    return changes, [each for each in arguments if each not in changes]
 
 
 @app.command()
@@ -56,11 +70,9 @@ def demo(
     from adalora_qat.corpus.sources import parse_sources
     from adalora_qat.demo import run_demo
 
-    # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
-    extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
-    sources = parse_sources(_one_each([*(data or []), *(extra if data else [])]))
-    changes = [each for each in overrides or [] if not (data and each in extra)]
-    with watching() as watch:
+    changes, more = split_arguments(overrides or []) if data else (overrides or [], [])
+    sources = parse_sources(_one_each([*(data or []), *more]))
+    with watching_or_logging() as watch:
         summary = run_demo(
             out,
             sources=sources,
@@ -123,7 +135,9 @@ def train(
     from adalora_qat.recipe import load_config
     from adalora_qat.study.facts import write_run_facts
     from adalora_qat.study.history import draw_ranks
+    from adalora_qat.train.alone import alone_in
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
+    from adalora_qat.train.preflight import check_recipe
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
 
@@ -134,15 +148,18 @@ def train(
         raise ConfigError(
             "a baseline has one stage and no trackers; leave --stage, --stage1 and --track out"
         )
+    check_recipe(config)
     manifest = read_manifest(data)
     # Before a folder is made, which a wrong recipe would otherwise own.
     source = None if stage1 is None else source_of_stage1(stage1, config)
     processes = join(cpu=cpu)
-    with processes.main_process_first():
-        run = RunFolder.create(out, config)
-        if source is not None and processes.is_main_process:
-            inherit_stage1(run, source)
-    with watching(shown=processes.is_main_process) as watch:
+    # The main process holds the folder for all.
+    holding = alone_in(out) if processes.is_main_process else nullcontext()
+    with holding, watching_or_logging(shown=processes.is_main_process) as watch:
+        with processes.main_process_first():
+            run = RunFolder.create(out, config)
+            if source is not None and processes.is_main_process:
+                inherit_stage1(run, source)
         train_records, val_records = (
             labelled_records(manifest, split, config.data.prompt.targets)
             for split in ("train", "val")
@@ -153,6 +170,7 @@ def train(
             track=trackers,
             on_step=watch.on_step,
             progress=watch.progress,
+            tell=watch.phase,
         )
         if config.baselines is not None:
             BaselineTraining(run, train_records, val_records, resources).fit()

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import atomic_write, sha256_file
+from adalora_qat.model.packaged import fill_from_onnx
 from adalora_qat.model.sam import VARIANTS, Segmenter, Variant, random_segmenter, variant
 from adalora_qat.model.tiny_vit import TinyViTConfig
+from adalora_qat.runtime.packaged import MODEL, weights_folder
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
             "a benchmark"
         )
     segmenter = Segmenter(chosen.at_side(config.side))
+    if where == "packaged":
+        file = weights_folder() / MODEL
+        fill_from_onnx(segmenter, file)
+        return segmenter.eval(), WeightsOrigin(f"packaged {MODEL}", sha256_file(file))
     state, origin = _fetch(where, chosen, cache or default_cache())
     load_strictly(segmenter, state, origin.source)
     return segmenter.eval(), origin
@@ -150,7 +156,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds pickled code, which is never run; ask its author for safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(f"{path} is not a readable checkpoint; fetch it again") from error
     # Training scripts wrap the weights: {"model": weights, "epoch": …}.
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):

@@ -20,6 +20,7 @@ from adalora_qat.train.losses import (
     hard_dice,
     iou_loss,
     relative_error,
+    summable,
 )
 
 Entry = Literal["image", "stem", "embedding"]
@@ -85,14 +86,13 @@ class Objective(nn.Module):
         (B, N, 4), ``masks`` (B, N, S, S), ``valid`` (B, 1, S, S), ``weights`` (B,).
         """
         embeddings, logits, predicted_iou = self.answer(tensors["inputs"], tensors["boxes"])
-        # Sums over 65,536 pixels want float32, whatever the forward pass computed in.
-        logits = logits.to(torch.float32)
+        logits = summable(logits)
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
         weights = tensors["weights"]
         bce = (weights * bce_loss(logits, truth, valid)).sum()
         dice = (weights * dice_loss(logits, truth, valid)).sum()
         # Also at weight 0: DDP wants a gradient, if a zero one, for every trainable parameter.
-        iou = (weights * iou_loss(predicted_iou.to(torch.float32), logits, truth, valid)).sum()
+        iou = (weights * iou_loss(summable(predicted_iou), logits, truth, valid)).sum()
         ortho = self._orthogonality(bce)
         total = bce + dice + self.weights.ortho * ortho + self.weights.iou * iou
         if self.teacher is None:
@@ -121,7 +121,7 @@ class Objective(nn.Module):
         """Return the hard Dice of each sample, (B,)."""
         logits, _ = self.logits(tensors["inputs"], tensors["boxes"])
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
-        return hard_dice(logits.to(torch.float32), truth, valid)
+        return hard_dice(logits, truth, valid)
 
     def _distillation(
         self,
@@ -134,7 +134,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             known = teacher.encode(tensors["inputs"])
             target, _ = teacher.decode(known, tensors["boxes"])
-        loss = self.weights.distill * divergence(logits, target.to(torch.float32), valid)
+        loss = self.weights.distill * divergence(logits, summable(target), valid)
         loss = loss + self.weights.embeddings * relative_error(embeddings, known)
         return (tensors["weights"] * loss).sum()
 
