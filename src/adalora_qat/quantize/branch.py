@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import SVDLinear, frozen_linear
+from adalora_qat.adapt.adapted_linear import frozen_linear
+from adalora_qat.adapt.svd_linear import SVDLinear
 
 STORED = torch.float16
 _LARGEST = torch.finfo(STORED).max

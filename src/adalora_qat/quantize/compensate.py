@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import frozen_linear
+from adalora_qat.adapt.adapted_linear import frozen_linear
 from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.quantize.branch import BranchedLinear
