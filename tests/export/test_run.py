@@ -6,7 +6,7 @@ import pytest
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, save_model
 from adalora_qat.config import ExportConfig, ModelConfig, RunConfig
 from adalora_qat.corpus.records import Record
-from adalora_qat.export.run import export_halves, export_stage
+from adalora_qat.export.run import export_stage
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.runtime.interactive import InteractivePredictor
@@ -35,7 +35,7 @@ def test_a_stage_is_exported_with_its_source_and_a_golden_phantom(
     run: RunFolder, records: list[Record], tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
-    made = export_stage(run, "stage1", path, records, golden=True)
+    [made] = export_stage(run, "stage1", path, records, golden=True)
     predictor = OnnxPredictor(made.path)
     source = sha256_file(run.stage("stage1") / MODEL_FILE)
     assert predictor.metadata.sources == {f"stage1/{MODEL_FILE}": source}
@@ -46,7 +46,7 @@ def test_a_stage_is_exported_with_its_source_and_a_golden_phantom(
 
 
 def test_halves_lie_side_by_side(run: RunFolder, records: list[Record], tmp_path: Path) -> None:
-    encoder, decoder = export_halves(run, "stage1", tmp_path / "m.onnx", records)
+    encoder, decoder = export_stage(run, "stage1", tmp_path / "m.onnx", records, halves=True)
     assert [one.path.name for one in (encoder, decoder)] == ["m-encoder.onnx", "m-decoder.onnx"]
     assert encoder.parity.dice_min > 0.999
     InteractivePredictor(encoder.path, decoder.path).warm_up()

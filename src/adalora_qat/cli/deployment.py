@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,9 +20,6 @@ from adalora_qat.cli.app import (
 )
 from adalora_qat.cli.watch import watching
 from adalora_qat.errors import DataError
-
-if TYPE_CHECKING:
-    from adalora_qat.export.onnx import Exported
 
 
 @app.command()
@@ -45,16 +42,14 @@ def export(
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
-    from adalora_qat.export.run import export_halves, export_stage
+    from adalora_qat.export.run import export_stage
 
     folder = RunFolder.open(run)
     records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
-        files: tuple[Exported, ...]
-        if split:
-            files = export_halves(folder, stage, out, records, watch.progress, golden=golden)
-        else:
-            files = (export_stage(folder, stage, out, records, watch.progress, golden=golden),)
+        files = export_stage(
+            folder, stage, out, records, watch.progress, halves=split, golden=golden
+        )
     parity = files[0].parity.figures()
     size_bytes = sum(one.size_bytes for one in files)
     if as_json:

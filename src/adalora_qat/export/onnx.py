@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import onnx
@@ -61,17 +63,33 @@ class Exported:
     kernels: Mapping[str, int]
 
 
+class ExportOptions(TypedDict, total=False):
+    """What an export is told besides the model, the files and the images.
+
+    Attributes
+    ----------
+    policy : the name of the quantization policy, ``none`` for FP32.
+    sources : what the weights came from, name → SHA-256; goes into the file.
+    structures : what the model was trained to segment; goes into the file.
+    gate : the least agreement; the defaults of the configuration if None.
+    golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the (first)
+        file, for whoever runs the model elsewhere.
+    progress : is told of each case.
+    """
+
+    policy: Required[str]
+    sources: Required[Mapping[str, str]]
+    structures: Sequence[str]
+    gate: ExportConfig | None
+    golden: ParityCase | None
+    progress: Progress | None
+
+
 def export_onnx(
     segmenter: Segmenter,
     path: Path,
     cases: Sequence[ParityCase],
-    *,
-    policy: str,
-    sources: Mapping[str, str],
-    structures: Sequence[str] = (),
-    gate: ExportConfig | None = None,
-    golden: ParityCase | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> Exported:
     """Export a whole model: image (1, 3, S, S), boxes (1, N, 4) → logits (1, N, L, L), iou (1, N).
 
@@ -80,13 +98,7 @@ def export_onnx(
     segmenter : float, or converted by ``quantize.convert``; adapters merged.
     path : the file to write.
     cases : the images and boxes of the parity gate.
-    policy : the name of the quantization policy, ``none`` for FP32.
-    sources : what the weights came from, name → SHA-256; goes into the file.
-    structures : what the model was trained to segment; goes into the file.
-    gate : the least agreement; the defaults of the configuration if None.
-    golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
-        whoever runs the model elsewhere.
-    progress : is told of each case.
+    options : see ``ExportOptions``.
 
     Raises
     ------
@@ -96,19 +108,8 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    metadata = describe(segmenter, policy, sources, structures)
-    model = build_model(segmenter, metadata)
-    with atomic_write(path) as temporary:
-        write_model(model, temporary, metadata)
-        kernels = require_integer_kernels(model, temporary)
-        candidate = onnx_model(open_session(temporary))
-        reference = torch_model(segmenter)
-        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
-        parity.check(gate or ExportConfig())
-        size = write_model(model, temporary, replace(metadata, parity=parity.figures()))
-    if golden is not None:
-        _write_golden(path, golden, candidate)
-    return Exported(path, size, parity, kernels)
+    [made] = _export(segmenter, {"whole": path}, cases, options)
+    return made
 
 
 def export_split(
@@ -116,52 +117,62 @@ def export_split(
     encoder_path: Path,
     decoder_path: Path,
     cases: Sequence[ParityCase],
-    *,
-    policy: str,
-    sources: Mapping[str, str],
-    structures: Sequence[str] = (),
-    gate: ExportConfig | None = None,
-    golden: ParityCase | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
     Parameters
     ----------
     encoder_path, decoder_path : the files to write.
-    segmenter, cases, policy, sources, gate, progress : as in ``export_onnx``; the gate looks at
-        both files together.
-    golden : as in ``export_onnx``; its file, beside the encoder, holds the image, the box and
-        what both together give.
+    segmenter, cases, options : as in ``export_onnx``; the gate looks at both files together.
 
     Raises
     ------
     ExportError, UserError
         As ``export_onnx``.
     """
-    metadata = describe(segmenter, policy, sources, structures)
-    models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
-    parts: tuple[Part, Part] = ("encoder", "decoder")
-    with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
-        files = (first, second)
-        for model, file, part in zip(models, files, parts, strict=True):
-            write_model(model, file, replace(metadata, part=part))
-        kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
-        candidate = split_model(open_session(first), open_session(second))
-        reference = torch_model(segmenter)
-        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
-        parity.check(gate or ExportConfig())
-        sizes = [
-            write_model(model, file, replace(metadata, part=part, parity=parity.figures()))
-            for model, file, part in zip(models, files, parts, strict=True)
-        ]
-    if golden is not None:
-        _write_golden(encoder_path, golden, candidate)
-    paths = (encoder_path, decoder_path)
-    encoder, decoder = (
-        Exported(*o) for o in zip(paths, sizes, (parity,) * 2, kernels, strict=True)
-    )
+    paths: dict[Part, Path] = {"encoder": encoder_path, "decoder": decoder_path}
+    encoder, decoder = _export(segmenter, paths, cases, options)
     return encoder, decoder
+
+
+def _export(
+    segmenter: Segmenter,
+    paths: Mapping[Part, Path],
+    cases: Sequence[ParityCase],
+    options: ExportOptions,
+) -> list[Exported]:
+    """Write the parts together, or none of them."""
+    policy, sources = options["policy"], options["sources"]
+    metadata = describe(segmenter, policy, sources, options.get("structures", ()))
+    said = [replace(metadata, part=part) for part in paths]
+    models = [_BUILDERS[part](segmenter, metadata) for part in paths]
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_write(path)) for path in paths.values()]
+        for model, file, told in zip(models, files, said, strict=True):
+            write_model(model, file, told)
+        kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
+        sessions = [open_session(file) for file in files]
+        candidate = onnx_model(*sessions) if len(sessions) == 1 else split_model(*sessions)
+        parity = measure_parity(
+            torch_model(segmenter),
+            candidate,
+            cases,
+            metadata.mask_threshold,
+            options.get("progress"),
+        )
+        parity.check(options.get("gate") or ExportConfig())
+        sizes = [
+            write_model(model, file, replace(told, parity=parity.figures()))
+            for model, file, told in zip(models, files, said, strict=True)
+        ]
+    golden = options.get("golden")
+    if golden is not None:
+        _write_golden(next(iter(paths.values())), golden, candidate)
+    return [
+        Exported(path, size, parity, counts)
+        for path, size, counts in zip(paths.values(), sizes, kernels, strict=True)
+    ]
 
 
 def describe(
@@ -258,6 +269,13 @@ def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelPr
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
     return checked(g.model(replace(metadata, part="decoder").to_props()))
+
+
+_BUILDERS: Mapping[Part, Callable[[Segmenter, ModelMetadata], onnx.ModelProto]] = {
+    "whole": build_model,
+    "encoder": build_encoder,
+    "decoder": build_decoder,
+}
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:

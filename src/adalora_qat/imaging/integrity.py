@@ -15,12 +15,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import simplejpeg
 from PIL import Image
 
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, printable
 from adalora_qat.imaging.codestream import J2K_START, JPEG_START, number
 
 END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
@@ -44,6 +45,35 @@ def warnings_heard() -> Iterator[list[str]]:
             yield heard
         finally:
             heard += [str(warning.message) for warning in said]
+
+
+@contextmanager
+def refusing(where: Path | str, otherwise: str) -> Iterator[None]:
+    """Name the file in refusals, and turn whatever a decoder says into one.
+
+    Parameters
+    ----------
+    where : the file, or what to call what is read.
+    otherwise : what is said of it where a decoder raised; ``{}`` is the decoder's reason.
+
+    Raises
+    ------
+    DataError
+        In place of whatever the block raises.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{printable(where)}: {error}") from error.__cause__
+    except Exception as error:  # hostile bytes make parsers and decoders raise anything
+        said = otherwise.format(first_line(error))
+        raise DataError(f"{printable(where)}{said}") from error
+
+
+def first_line(message: object) -> str:
+    """Return the first line of a message, or the name of an error without one, fit to print."""
+    text = str(message) or type(message).__name__
+    return printable(text.splitlines()[0][:200])
 
 
 def check_jpeg(stream: bytes, *, bits: int = 8, pictures: bool = False) -> None:
