@@ -23,7 +23,7 @@ app = typer.Typer(
 # Results go to stdout, everything else to stderr, so that --json can be piped.
 out_console, err_console = Console(), Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to; made if it is not there.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Parallel workers.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU even where there is a GPU.")]
@@ -57,7 +57,7 @@ def print_rows(summary: Mapping[str, Any]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print an answer for a program to read."""
+    """Print a result as JSON, for a program to read."""
     print(json.dumps(value, default=str))  # noqa: T201
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 import adalora_qat
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
@@ -307,7 +308,7 @@ def require_exportable(segmenter: Segmenter) -> None:
         If not, naming the first module.
     """
     for name, module in segmenter.named_modules():
-        if hasattr(module, "delta_weight"):
+        if isinstance(module, AdaptedLinear):
             raise ExportError(f"{name} is still an adapter; call adapt.merge before exporting")
         if hasattr(module, "weight_quantizer"):
             raise ExportError(f"{name} is prepared but not converted; call quantize.convert")
