@@ -134,6 +134,16 @@ def _images_of(folder: Path) -> list[Path]:
 def _read_class(
     tally: Tally, folder: Path, masks: Mapping[str, MaskIndex], part: str, label: str
 ) -> None:
+    """Record every image of one class folder, and set aside its other files.
+
+    Parameters
+    ----------
+    tally : where records go.
+    folder : holds the images, directly or in ``images/``.
+    masks : structure → index of mask files.
+    part : goes before the image's name in the id, with its slash.
+    label : the class.
+    """
     used: list[Path] = []
     for place in _images_of(folder):
         for path in image_files(place):

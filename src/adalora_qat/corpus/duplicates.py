@@ -137,6 +137,15 @@ def _verify(
     thumbnail_of: Callable[[str], NDArray[np.uint8]],
     pool: ThreadPoolExecutor,
 ) -> list[Link]:
+    """Return a link for each candidate whose two images are one.
+
+    Parameters
+    ----------
+    pairs : indices into ``ids``.
+    ids : of all images.
+    thumbnail_of : id → thumbnail (S, S).
+    pool : compares several pairs at a time.
+    """
     needed = sorted({index for pair in pairs for index in (pair.first, pair.second)})
     layers = {index: Layers(thumbnail_of(ids[index])) for index in needed}
 

@@ -203,6 +203,15 @@ def _read_masks(record: Record) -> Iterator[tuple[str, Mask | Objection]]:
 def _check_mask(
     structure: str, mask: Mask, image_shape: tuple[int, ...], limits: QualityLimits
 ) -> Iterator[Objection]:
+    """Object to a mask's frame, emptiness and area, in this order.
+
+    Parameters
+    ----------
+    structure : what the mask is of.
+    mask : (h, w) bool, at its own size.
+    image_shape : (height, width) of its image in pixels.
+    limits : see ``QualityLimits``.
+    """
     height, width = image_shape
     ratio = (mask.shape[0] * width) / (mask.shape[1] * height)
     if abs(ratio - 1) > limits.max_aspect_difference:

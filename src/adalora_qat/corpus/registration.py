@@ -183,5 +183,12 @@ def _blocks_correlation(
 
 
 def _mean(sums: NDArray[Any], top: int, left: int, side: int) -> float:
+    """Return the mean over a square.
+
+    Parameters
+    ----------
+    sums : (S + 1, S + 1), from ``cv2.integral``.
+    top, left, side : of the square, in pixels.
+    """
     total = sums[top + side, left + side] - sums[top, left + side] - sums[top + side, left]
     return float(total + sums[top, left]) / side**2

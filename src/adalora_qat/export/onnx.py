@@ -181,6 +181,11 @@ def describe(
 ) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
 
+    Parameters
+    ----------
+    segmenter : its variant is described.
+    policy, sources, structures : as in ``ExportOptions``.
+
     Raises
     ------
     ExportError

@@ -275,6 +275,19 @@ def _modality(dataset: Dataset, stored: NDArray[np.int32]) -> Values:
 def _value_of_interest(
     dataset: Dataset, values: Values, seen: NDArray[np.bool_], sampled: NDArray[np.bool_]
 ) -> tuple[Values, str]:
+    """Map values to grey in [0, 1], by the first of the file's mappings that keeps the picture.
+
+    Parameters
+    ----------
+    dataset : says which mappings there are.
+    values : (n,), every stored value there can be, after the modality's mapping.
+    seen : (n,), whether a value occurs outside the padding.
+    sampled : (n,), whether it occurs in the sample by which a mapping is judged.
+
+    Returns
+    -------
+    (n,) grey levels, and what mapped them: "VOI LUT", "window" or "full range".
+    """
     if dataset.get("VOILUTSequence"):
         shown, table = _look_up(dataset, dataset.VOILUTSequence[0], values)
         grey = (shown - table.min()) / max(float(np.ptp(table)), 1.0)

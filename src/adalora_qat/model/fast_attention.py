@@ -235,6 +235,15 @@ def relative_terms(qkv: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Te
 
 
 def _relative_table(table: Tensor, side: int, window: int, step: int) -> Tensor:
+    """Return the table of one axis, (side, K, D): entry [y, k] is R[y mod G − k], zero for k ≥ G.
+
+    Parameters
+    ----------
+    table : (2·G − 1, D), or another length, which is interpolated.
+    side : of the grid along this axis, in tokens.
+    window : G.
+    step : K is G rounded up to a multiple of it.
+    """
     length = 2 * window - 1
     if len(table) != length:
         # Another grid than the pretrained one: as transformers does.
@@ -246,6 +255,16 @@ def _relative_table(table: Tensor, side: int, window: int, step: int) -> Tensor:
 
 
 def _attend_folded(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: Kernel) -> Tensor:
+    """Attend over whole grids, or windows: (B, height, width, H·D).
+
+    Parameters
+    ----------
+    qkv : (B, height, width, 3·H·D).
+    rel : (B, height, width, H·2K), as ``relative_terms`` gives them.
+    heads : H.
+    scale : of the products of queries and keys.
+    kernel : "folded" or "cudnn".
+    """
     B, height, width, C = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
     query, key, value = _heads(qkv, heads)
     terms = rel.view(B, height * width, heads, -1).transpose(1, 2)
@@ -264,7 +283,14 @@ def _attend_folded(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: K
 
 
 def _one_hot_places(height: int, width: int, K: int, like: Tensor) -> Tensor:
-    # (height·width, 2K): which row, then which column a key stands in.
+    """Return which row, then which column each key stands in: (height·width, 2K).
+
+    Parameters
+    ----------
+    height, width : of the grid in tokens, at most K.
+    K : slots of each axis.
+    like : gives device and dtype.
+    """
     slots = torch.arange(K, device=like.device)
     tokens = torch.arange(height * width, device=like.device)[:, None]
     rows, columns = tokens // width == slots, tokens % width == slots

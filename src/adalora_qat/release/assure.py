@@ -242,6 +242,15 @@ def _features(
 def _plausibility(
     train: Sequence[Record], target: str, limits: _Limits, expected: NDArray[np.float32]
 ) -> Plausibility:
+    """Set the limits on masks of the target.
+
+    Parameters
+    ----------
+    train : the training images, whose true masks give area and balance.
+    target : the structure.
+    limits : agreement of both passes on validation images.
+    expected : (n,) expected IoU of the masks of undegraded validation images.
+    """
     masks = [truth for _, _, truth in _cases(train, target, None, "")]
     areas = [float(mask.mean()) for mask in masks]
     low, high = np.quantile(areas, [0.001, 0.999])
