@@ -36,7 +36,7 @@ from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport
 
 TARGET: Final = "lung"
-# Few phantoms make small parts: a quarter for the test, so that its mean means something.
+# A quarter for the test: of few phantoms, a tenth would be too few for a mean.
 PHANTOM_FRACTIONS: Final = (0.6, 0.15, 0.25)
 # Decoder fine-tuning is the paper's baseline: the same recipe with the encoder frozen.
 FROZEN: Final = (

@@ -75,7 +75,7 @@ def ship(
     ] = 160,
     as_json: Json = False,
 ) -> None:
-    """Make a model to publish: export, calibrate, fit the warnings, write card and sums."""
+    """Make a model to publish: export, calibrate, fit the warnings, write card and checksums."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.release.ship import ship as make

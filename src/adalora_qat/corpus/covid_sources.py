@@ -1,4 +1,4 @@
-"""Readers of the COVID-19 chest radiograph sets: classes in folders, hardly a patient id.
+"""Readers of the COVID-19 chest radiograph sets: classes in folders, hardly any patient ids.
 
 These sets were merged from one another and hold each other's images, so their own train
 and test folders are not kept as splits: duplicates decide which side an image may stand on.

@@ -1,4 +1,4 @@
-"""Groups of records that belong together: duplicates and one patient's images.
+"""Groups of records that belong together: duplicates, and images of one patient.
 
 Exact duplicates have the same pixels; near duplicates resemble each other among many
 (``neighbours``) and agree in fine detail once aligned (``registration``). That finds copies

@@ -1,4 +1,4 @@
-"""Fingerprints on disk: a prepare that was killed goes on, and memory stays flat."""
+"""Fingerprints on disk: a killed prepare resumes where it stopped, and memory stays flat."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ def _check_radiograph(dataset: Dataset, modality: str) -> None:
         )
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise DataError(f"{frames} frames in one file, which a radiograph has not; leave it out")
+        raise DataError(f"{frames} frames in one file; a radiograph has one; leave it out")
 
 
 def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:

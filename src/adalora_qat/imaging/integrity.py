@@ -139,7 +139,7 @@ def check_j2k(stream: bytes) -> None:
 
 
 def check_strips(image: Image.Image, size: int) -> None:
-    """Refuse a TIFF whose strips or tiles are not where and what they can be.
+    """Refuse a TIFF whose strips or tiles have an impossible place or size.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def check_strips(image: Image.Image, size: int) -> None:
     if len(offsets) != len(counts) or any(
         offset < max(end, 8) for (offset, _), end in zip(pieces, ends, strict=False)
     ):
-        raise DataError("TIFF strips that lie on each other; damaged")
+        raise DataError("TIFF strips that overlap; damaged")
     if ends[-1] > size:
         raise DataError("TIFF strips beyond the end of the file; truncated")
     if tags.get(259, _UNCOMPRESSED) == _UNCOMPRESSED and _STRIPS[0] in tags:
@@ -190,7 +190,7 @@ def _end(stream: bytes) -> int:
 
 
 def _marker(stream: bytes, at: int) -> tuple[int, int]:
-    """Return the marker here and the offset behind it, past bytes of filling."""
+    """Return the marker here and the offset behind it, past fill bytes."""
     start = at
     while stream[at : at + 1] == b"\xff":
         at += 1

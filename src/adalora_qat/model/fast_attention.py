@@ -34,7 +34,7 @@ KERNELS: tuple[Kernel, ...] = ("folded", "cudnn", "triton")
 
 
 class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
-    """``SamVisionAttention`` with its parameters and another way of computing.
+    """A ``SamVisionAttention`` with the same parameters, computed in another way.
 
     ``kernel`` is "folded" (SDPA of a wider head), "cudnn" (the same, on cuDNN's kernel, which
     alone leaves V at its width), or "triton".
@@ -96,7 +96,7 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
 
 class FastVisionLayer(SamVisionLayer):  # type: ignore[misc]
-    """``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
+    """A ``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, E, E, C) to (B, E, E, C)."""
@@ -128,7 +128,7 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         raise ConfigError("fast attention is installed already: install it once")
     layers = [module for module in model.modules() if isinstance(module, SamVisionLayer)]
     if not layers:
-        raise ConfigError("the model has no SAM ViT layers: fast attention is for those alone")
+        raise ConfigError("the model has no SAM ViT layers: fast attention works on those only")
     chosen = [window_kernel or kernel if layer.window_size else kernel for layer in layers]
     for layer, kind in zip(layers, chosen, strict=True):
         _check(layer.attn, kind)

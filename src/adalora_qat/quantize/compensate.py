@@ -1,4 +1,4 @@
-"""Low-rank compensation: a branch per layer, started from what quantization takes away.
+"""Low-rank compensation: a branch per layer, started from the quantization error.
 
 W ≈ Q(W') + P diag(Λ) Q by turns (LoftQ, Li et al. 2023, Algorithm 1): quantize what the branch
 does not hold, then let the branch hold the best rank-R part of what quantization lost.

@@ -169,7 +169,7 @@ class QuantizedEmbedding(QuantizedLayer):
 
 
 class DequantizedParameter(nn.Module):
-    """A parametrization: the owner stores int8, whoever reads the parameter gets float32."""
+    """A parametrization: the owner stores int8, readers of the parameter get float32."""
 
     scale: Tensor
 

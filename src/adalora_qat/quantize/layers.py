@@ -130,7 +130,7 @@ class FakeQuantLayer(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the kept integers again: after the weights were changed from outside."""
+        """Compute the kept integers again, after the weights were changed from outside."""
         self._integers = None
         if self.weight_quantizer.mode == "quantize" and not self._weight_trains():
             self._integers = integers_of(self.effective_weight(), self.weight_quantizer)

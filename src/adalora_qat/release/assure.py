@@ -107,7 +107,7 @@ def fit_assurance(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Assurance:
-    """Fit all parts with an exported model, which must not be calibrated yet.
+    """Fit all parts with an exported model that is not calibrated yet.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def fit_assurance(
         images.
     """
     if predictor.assurance != Assurance():
-        raise DataError(f"{predictor.path} knows its limits already; export it again")
+        raise DataError(f"{predictor.path} is calibrated already; export it again")
     predicted, true, limits = _confidences(predictor, validation, target, seed, progress)
     confidence = fit_calibration(predicted, true)
     features, classes = _features(predictor, train, views, seed, progress, "training views")

@@ -1,4 +1,4 @@
-"""Is an image like those the model was trained on? Two looks at its embeddings.
+"""Whether an image is like those the model was trained on: two checks of its embeddings.
 
 A linear classifier tells how a chest was turned or degraded before it got here; it was fitted on
 the training radiographs and on what was done to them: rotated, inverted, cut up, replaced by

@@ -1,4 +1,4 @@
-"""Is a mask of both lungs like those of the training set? Its size, balance and steadiness.
+"""Whether a mask of both lungs is like those of the training set: size, balance, steadiness.
 
 NumPy only. All limits are quantiles of the training set, widened; they stand in the model's
 file.
