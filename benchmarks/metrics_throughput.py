@@ -76,7 +76,9 @@ def main() -> None:
         write_phantoms(Path(folder) / "data", given.distinct, seed=0, side=given.side)
         records = list(read_source("phantom", Path(folder) / "data").records)
         pairs = [pair(record, seed) for seed, record in enumerate(records)]
-        predictions = {key(load_image(r.image)): p for r, (_, p) in zip(records, pairs, strict=True)}
+        predictions = {
+            key(load_image(r.image)): p for r, (_, p) in zip(records, pairs, strict=True)
+        }
         result = {
             "what": "all metrics (px and mm) of two lungs in one mask; then files to table",
             "command": "python " + " ".join(["benchmarks/metrics_throughput.py", *sys.argv[1:]]),

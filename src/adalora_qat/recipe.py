@@ -53,11 +53,6 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    return packaged_names(_RECIPES)
-
-
 def packaged_names(folder: Traversable) -> list[str]:
     """Return the names of the YAML files in a folder of the package, without their ending."""
     return sorted(

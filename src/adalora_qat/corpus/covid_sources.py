@@ -52,7 +52,7 @@ def read_covid19_radiography(root: Path) -> Reading:
     """Read the COVID-19 Radiography Database: four classes, model-made lung masks.
 
     Layout: ``{COVID,Lung_Opacity,Normal,Viral Pneumonia}/{images,masks}/*.png``; images are
-    299 px and masks 256 px, which whoever loads a mask evens out.
+    299 px and masks 256 px, which is evened out when a mask is loaded.
     """
     tally = Tally("covid19_radiography", root)
     claimed: list[MaskIndex] = []

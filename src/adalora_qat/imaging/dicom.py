@@ -215,7 +215,7 @@ def _check_elements(dataset: Dataset, size: int) -> None:
     if tags != sorted(tags):
         raise DataError("elements out of order, which DICOM forbids; damaged")
     last: Any = dataset.get_item(tags[-1])
-    # Elements that were not looked at yet know where they stand in the file.
+    # Elements that were not decoded yet know their place in the file.
     if not isinstance(last, RawDataElement) or last.value is None:
         return
     delimiter = 8 if last.length == UNDEFINED else 0

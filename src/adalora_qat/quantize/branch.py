@@ -1,4 +1,4 @@
-"""A linear layer whose quantization error a low-rank branch beside it makes good.
+"""A linear layer with a low-rank branch beside it that corrects its quantization error.
 
 y = Q(W) x + P diag(Λ) Q x: what ``compensate`` leaves of a layer of few bits. The branch is not
 merged, for the sum would have to be rounded again; it ships as two float16 matrices, P·diag(Λ)

@@ -30,10 +30,10 @@ from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import ConfigError
 from adalora_qat.quantize.numerics import LayerNumerics, Numerics
 from adalora_qat.quantize.operators import kind_of
-from adalora_qat.recipe import named_text, packaged_names
+from adalora_qat.recipe import named_text
 
 RowKind = Literal["linear", "conv", "depthwise", "conv_transpose", "embedding", "parameter"]
-_POLICIES = resources.files("adalora_qat.quantize").joinpath("policies")
+POLICIES = resources.files("adalora_qat.quantize").joinpath("policies")
 _LAYERS: tuple[RowKind, ...] = ("linear", "conv", "depthwise", "conv_transpose", "embedding")
 
 
@@ -130,11 +130,6 @@ def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
 
 
-def policy_names() -> list[str]:
-    """Return the names of the built-in policies."""
-    return packaged_names(_POLICIES)
-
-
 def load_policy(name_or_file: str | Path) -> Policy:
     """Read a built-in policy by name, or your own from a YAML file.
 
@@ -144,7 +139,7 @@ def load_policy(name_or_file: str | Path) -> Policy:
         For an unknown name (with the nearest known one) or a table that does not hold
         together, with every problem found.
     """
-    return parse_policy(named_text(name_or_file, _POLICIES, "policy"), str(name_or_file))
+    return parse_policy(named_text(name_or_file, POLICIES, "policy"), str(name_or_file))
 
 
 def parse_policy(text: str, origin: str) -> Policy:

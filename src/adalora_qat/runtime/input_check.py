@@ -6,7 +6,7 @@ noise and drawings. A distance tells how far an image lies from all training ima
 the reason: the Mahalanobis distance under probabilistic PCA (Tipping and Bishop, 1999).
 
 Both look at the mean of the embeddings over each quarter of the image. NumPy only: what they
-need stands in the model's file.
+need is in the model's file.
 
 Shapes: E side of the embeddings, D width, F = 4·D features, C classes, K components.
 """

@@ -1,6 +1,6 @@
 """Whether a mask of both lungs is like those of the training set: size, balance, steadiness.
 
-NumPy only. All limits are quantiles of the training set, widened; they stand in the model's
+NumPy only. All limits are quantiles of the training set, widened; they are in the model's
 file.
 """
 
