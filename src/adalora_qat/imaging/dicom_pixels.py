@@ -82,7 +82,7 @@ def stored_values(dataset: Dataset, *, lenient: bool = False) -> NDArray[np.int3
         raise DataError(f"{dataset.get('BitsAllocated')} bits a pixel; radiographs have 8 or 16")
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples not in (1, 3) or "PALETTE" in str(dataset.get("PhotometricInterpretation")):
-        raise DataError("a palette or several colour channels, which no radiograph has")
+        raise DataError("a palette or several channels of colour, which no radiograph has")
     pixels = _decode(dataset, lenient)
     if samples == 3:
         return _grey_of(pixels)
