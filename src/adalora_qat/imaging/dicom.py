@@ -152,20 +152,26 @@ def read_dicom(
         )
 
 
-def read_dataset(dataset: Dataset) -> DicomImage:
-    """Read a radiograph from a dataset in memory as ``read_dicom`` does; it is not changed.
+def read_dataset(
+    dataset: Dataset, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+) -> DicomImage:
+    """Read a radiograph from a dataset in memory; it is not changed.
+
+    Parameters
+    ----------
+    max_pixels, lenient : as for ``read_dicom``.
 
     Raises
     ------
     DataError
         As ``read_dicom``.
     """
-    with _refusing("the dataset", lenient=False):
+    with _refusing("the dataset", lenient):
         if "Rows" not in dataset or "Columns" not in dataset:
             raise DataError("DICOM without an image (no rows and columns in it)")
         own = copy.copy(dataset)
         _complete_transfer_syntax(own)
-        return _image(own, DEFAULT_SALT, MAX_PIXELS, lenient=False)
+        return _image(own, DEFAULT_SALT, max_pixels, lenient)
 
 
 def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
