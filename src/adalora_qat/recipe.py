@@ -22,7 +22,7 @@ from adalora_qat.errors import ConfigError
 # The longest recipe of the package has 2 kB and 4 levels.
 _LARGEST, _DEEPEST = 2**17, 20
 _SHOWN = 80
-_RECIPES = resources.files("adalora_qat").joinpath("recipes")
+RECIPES = resources.files("adalora_qat").joinpath("recipes")
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,7 +139,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    text = named_text(recipe, _RECIPES, "recipe")
+    text = named_text(recipe, RECIPES, "recipe")
     try:
         values = read_yaml(text) or {}
     except yaml.YAMLError as error:
