@@ -74,7 +74,7 @@ def test_dicom_files_need_a_package_that_is_named(
     with pytest.raises(DataError, match=r"radiograph\.DCM is DICOM.*adalora-qat\[dicom\]"):
         read_radiograph(path)
     reader = SimpleNamespace(
-        read_dicom=lambda path: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))
+        read_dicom=lambda path, **options: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))
     )
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", reader)
     assert read_radiograph(path).spacing_mm == (0.2, 0.1)

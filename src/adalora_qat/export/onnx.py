@@ -69,6 +69,7 @@ def export_onnx(
     policy: str,
     sources: Mapping[str, str],
     structures: Sequence[str] = (),
+    automatic_prompt: bool | None = None,
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
@@ -83,6 +84,7 @@ def export_onnx(
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
     structures : what the model was trained to segment; goes into the file.
+    automatic_prompt : whether it was trained on whole images, too; goes into the file.
     gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
         whoever runs the model elsewhere.
@@ -96,7 +98,7 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    metadata = describe(segmenter, policy, sources, structures)
+    metadata = describe(segmenter, policy, sources, structures, automatic_prompt)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
         write_model(model, temporary, metadata)
@@ -120,6 +122,7 @@ def export_split(
     policy: str,
     sources: Mapping[str, str],
     structures: Sequence[str] = (),
+    automatic_prompt: bool | None = None,
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
@@ -139,7 +142,7 @@ def export_split(
     ExportError, UserError
         As ``export_onnx``.
     """
-    metadata = describe(segmenter, policy, sources, structures)
+    metadata = describe(segmenter, policy, sources, structures, automatic_prompt)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
     parts: tuple[Part, Part] = ("encoder", "decoder")
     with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
@@ -165,7 +168,11 @@ def export_split(
 
 
 def describe(
-    segmenter: Segmenter, policy: str, sources: Mapping[str, str], structures: Sequence[str] = ()
+    segmenter: Segmenter,
+    policy: str,
+    sources: Mapping[str, str],
+    structures: Sequence[str] = (),
+    automatic_prompt: bool | None = None,
 ) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
 
@@ -184,6 +191,7 @@ def describe(
         version,
         sources=dict(sources),
         structures=tuple(structures),
+        automatic_prompt=automatic_prompt,
         min_onnxruntime=MIN_ONNXRUNTIME,
     )
 
