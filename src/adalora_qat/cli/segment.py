@@ -14,7 +14,6 @@ from rich.markup import escape
 from adalora_qat.cli.app import Json, Out, app, err_console, out_console, print_json
 from adalora_qat.cli.watch import watching
 from adalora_qat.errors import DataError, printable
-from adalora_qat.imaging.image_file import MAX_PIXELS
 
 if TYPE_CHECKING:
     from adalora_qat.runtime.segment import Outcome
@@ -57,8 +56,8 @@ def segment(
         str | None, typer.Option(help="Size of a pixel, row,column in mm: areas in mm².")
     ] = None,
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Leave out images with more pixels.")
-    ] = MAX_PIXELS,
+        int | None, typer.Option(min=1, help="Leave out images with more; 100 million by default.")
+    ] = None,
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Take what can be decoded of damaged files.")
     ] = False,
@@ -75,6 +74,7 @@ def segment(
     reason in segments.csv, which has a row for each; the exit code is then 1. A run that was
     stopped or killed goes on with --resume.
     """
+    from adalora_qat.imaging.image_file import MAX_PIXELS
     from adalora_qat.runtime.model import load
     from adalora_qat.runtime.segment import Options, segment_files
 
@@ -82,7 +82,7 @@ def segment(
         _numbers(spacing, 2, "--spacing", "two numbers row,column in mm"),  # type: ignore[arg-type] # of two
         tuple(word.strip() for word in write.split(",") if word.strip()),
         mask_values,  # type: ignore[arg-type]  # Options refuses other words
-        max_pixels,
+        MAX_PIXELS if max_pixels is None else max_pixels,
         lenient,
     )
     numbers = _numbers(box, 4, "--box", "four numbers x0,y0,x1,y1 in original pixels")

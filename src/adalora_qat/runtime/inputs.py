@@ -110,7 +110,10 @@ def plan(
             continue
         over = longest + _TEMPORARY - _LONGEST_NAME
         name = printable(job.image)
-        reason = f"{name}: its name is {over} bytes too long for those of its results; shorten it"
+        reason = (
+            f"{name}: its name is {over} byte{'s' * (over != 1)} too long for those of its "
+            "results; shorten it"
+        )
         left_out.append(LeftOut(job.image, reason))
     if not jobs and not any(one.failed for one in left_out):
         names = ", ".join(printable(source) for source in sources)

@@ -148,7 +148,7 @@ class Model:
             If the image or the prompt cannot be used, or the model takes no points; names the
             file, if there is one.
         """
-        prompt, spacing = _prompt(box, boxes, points, labels), _spacing(spacing_mm)
+        prompt, spacing = _prompt(box, boxes, points, labels), checked_spacing(spacing_mm)
         if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
             raise DataError(
                 f"{self._predictor.path} takes boxes, no points; write a model that takes them "
@@ -226,7 +226,7 @@ class Model:
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: give 'raise' or 'return'")
         read = partial(_read, max_pixels=max_pixels, lenient=lenient)
-        results = self._mapped(_asked(images, boxes), read, _spacing(spacing_mm), ahead)
+        results = self._mapped(_asked(images, boxes), read, checked_spacing(spacing_mm), ahead)
         return results if errors == "return" else _raising(results)
 
     def _mapped(
@@ -402,7 +402,14 @@ def _numbers(given: ArrayLike, name: str, wanted: str) -> NDArray[np.float64]:
     return array
 
 
-def _spacing(given: tuple[float, float] | None) -> tuple[float, float] | None:
+def checked_spacing(given: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the (row, column) size of a pixel in mm, if it is one.
+
+    Raises
+    ------
+    DataError
+        If it is not two positive numbers.
+    """
     if given is None:
         return None
     wanted = "(row, column), two positive numbers in mm"

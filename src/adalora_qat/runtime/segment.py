@@ -19,7 +19,7 @@ from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.inputs import Job, LeftOut, plan
-from adalora_qat.runtime.model import Model
+from adalora_qat.runtime.model import Model, checked_spacing
 from adalora_qat.runtime.result import (
     ENDINGS,
     WRITTEN,
@@ -51,7 +51,7 @@ class Options:
     Raises
     ------
     DataError
-        If ``write`` or ``mask_values`` hold other words, or ``max_pixels`` is not positive.
+        If ``write`` or ``mask_values`` hold other words, or a number is not positive.
     """
 
     spacing_mm: tuple[float, float] | None = None
@@ -69,6 +69,7 @@ class Options:
             raise DataError(f"--mask-values {self.mask_values}: give {values}")
         if self.max_pixels < 1:
             raise DataError(f"--max-pixels {self.max_pixels}: give at least 1")
+        checked_spacing(self.spacing_mm)
 
     def of(self, job: Job) -> dict[str, Any]:
         """Return what of this, and of the image's prompt, decides on its result: plain values."""
