@@ -129,6 +129,19 @@ def test_prompts_that_cannot_be_used(split: Model, prompt: dict, message: str) -
         split(picture(), **prompt)
 
 
+def test_many_boxes_give_what_each_gives_alone(model: Model, split: Model) -> None:
+    boxes = [[x, 0, 64, 32] for x in range(40)]
+    for one in (model, split):
+        together = one(picture(), boxes=boxes)
+        assert together.masks.shape == (40, 32, 64)
+        for index in (0, 15, 16, 39):
+            alone = one(picture(), box=boxes[index])
+            np.testing.assert_array_equal(together.masks[index], alone.masks[0])
+            assert together.scores[index] == alone.scores[0]
+        with pytest.raises(DataError, match="10001 boxes for one image"):
+            one(picture(), boxes=np.tile([0, 0, 9, 9], (10_001, 1)))
+
+
 def test_a_whole_file_takes_no_points_and_says_what_does(model: Model) -> None:
     with pytest.raises(DataError, match=r"toy\.onnx takes boxes.*export --split.*encoder"):
         model("not even read.png", points=[[1, 1]])

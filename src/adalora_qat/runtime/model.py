@@ -17,7 +17,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
@@ -27,12 +26,13 @@ from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
-from adalora_qat.runtime.interactive import INSIDE, EncodedImage, InteractivePredictor
+from adalora_qat.runtime.interactive import EncodedImage, InteractivePredictor
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor, open_session, read_metadata
 from adalora_qat.runtime.packaged import packaged_predictor
 from adalora_qat.runtime.plausibility import spacing_caution
-from adalora_qat.runtime.result import Failure, PromptKind, Result
+from adalora_qat.runtime.prompts import Prompt, boxes_of, checked_spacing, prompt_of
+from adalora_qat.runtime.result import Failure, Result
 
 # Enough that the next image is there when a mask is done; more would only fill memory.
 _READERS = 2
@@ -148,7 +148,7 @@ class Model:
             If the image or the prompt cannot be used, or the model takes no points; names the
             file, if there is one.
         """
-        prompt, spacing = _prompt(box, boxes, points, labels), checked_spacing(spacing_mm)
+        prompt, spacing = prompt_of(box, boxes, points, labels), checked_spacing(spacing_mm)
         if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
             raise DataError(
                 f"{self._predictor.path} takes boxes, no points; write a model that takes them "
@@ -246,7 +246,7 @@ class Model:
     def _result(
         self,
         asked: _Asked,
-        found: tuple[Radiograph, _Prompt] | DataError,
+        found: tuple[Radiograph, Prompt] | DataError,
         spacing_mm: tuple[float, float] | None,
     ) -> Result | Failure:
         if not isinstance(found, DataError):
@@ -260,7 +260,7 @@ class Model:
     def _segment(
         self,
         radiograph: Radiograph,
-        prompt: _Prompt,
+        prompt: Prompt,
         spacing_mm: tuple[float, float] | None,
         place: str = "",
     ) -> Result:
@@ -292,7 +292,7 @@ class Model:
         )
 
     def _predict(
-        self, pixels: NDArray[Any], prompt: _Prompt
+        self, pixels: NDArray[Any], prompt: Prompt
     ) -> tuple[Prediction, Sequence[Caution]]:
         ask, first = self._predictor.prompted(pixels), None
         if prompt.points is not None and isinstance(ask, EncodedImage):
@@ -308,7 +308,7 @@ class Model:
         return prediction, look(ask.embeddings, ask.frame_map, prediction, first)
 
     def _more_cautions(
-        self, prediction: Prediction, prompt: _Prompt, spacing_mm: tuple[float, float] | None
+        self, prediction: Prediction, prompt: Prompt, spacing_mm: tuple[float, float] | None
     ) -> list[Caution]:
         """Return what is odd about how the model is asked, and about the size of a pixel."""
         found: list[Caution] = []
@@ -352,73 +352,6 @@ class Model:
         }
 
 
-class _Prompt(NamedTuple):
-    """What an image is asked with; nothing for the automatic prompt."""
-
-    boxes: NDArray[np.float64] | None = None
-    points: NDArray[np.float64] | None = None
-    labels: NDArray[np.int64] | None = None
-
-    @property
-    def kind(self) -> PromptKind:
-        if self.points is not None:
-            return "points"
-        return "automatic" if self.boxes is None else "box"
-
-
-def _prompt(
-    box: ArrayLike | None,
-    boxes: ArrayLike | None,
-    points: ArrayLike | None,
-    labels: ArrayLike | None,
-) -> _Prompt:
-    if box is not None and boxes is not None:
-        raise DataError("give box= or boxes=, not both")
-    if points is not None and boxes is not None:
-        raise DataError("points show one object; give them alone or with one box=")
-    if points is None:
-        if labels is not None:
-            raise DataError("labels= say what points= are; give points, too")
-        return _Prompt(_boxes(boxes if box is None else [box]))
-    places = _numbers(points, "points", "(T, 2) finite numbers x,y")
-    kinds = np.full(len(places), INSIDE) if labels is None else np.asarray(labels)
-    return _Prompt(_boxes(None if box is None else [box]), places, kinds)
-
-
-def _boxes(given: Any) -> NDArray[np.float64] | None:
-    """Return boxes (N, 4); that they are such, and fit the image, is checked with the image."""
-    if given is None:
-        return None
-    return np.atleast_2d(_numbers(given, "box", "four finite numbers x0,y0,x1,y1"))
-
-
-def _numbers(given: ArrayLike, name: str, wanted: str) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not array.ndim or not np.isfinite(array).all():
-        raise DataError(f"{name} {given!r}: give {wanted}")
-    return array
-
-
-def checked_spacing(given: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Return the (row, column) size of a pixel in mm, if it is one.
-
-    Raises
-    ------
-    DataError
-        If it is not two positive numbers.
-    """
-    if given is None:
-        return None
-    wanted = "(row, column), two positive numbers in mm"
-    spacing = _numbers(given, "spacing_mm", wanted)
-    if spacing.shape != (2,) or (spacing <= 0).any():
-        raise DataError(f"spacing_mm {given!r}: give {wanted}")
-    return float(spacing[0]), float(spacing[1])
-
-
 class _Asked(NamedTuple):
     """An image of a sequence, its boxes, and its place."""
 
@@ -432,7 +365,7 @@ class _Asked(NamedTuple):
         return printable(self.image) if is_file else f"images[{self.place}]"
 
 
-_Read: TypeAlias = tuple[_Asked, tuple[Radiograph, _Prompt] | DataError]
+_Read: TypeAlias = tuple[_Asked, tuple[Radiograph, Prompt] | DataError]
 
 
 def _asked(
@@ -452,7 +385,7 @@ def _asked(
 def _read(asked: _Asked, *, max_pixels: int, lenient: bool) -> _Read:
     try:
         radiograph = read_radiograph(asked.image, max_pixels=max_pixels, lenient=lenient)
-        return asked, (radiograph, _Prompt(_boxes(asked.boxes)))
+        return asked, (radiograph, Prompt(boxes_of(asked.boxes)))
     except (DataError, MemoryError) as error:
         refused = error if isinstance(error, DataError) else DataError("it does not fit in memory")
         return asked, _naming(refused, asked.where)

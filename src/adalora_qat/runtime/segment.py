@@ -19,7 +19,8 @@ from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.inputs import Job, LeftOut, plan
-from adalora_qat.runtime.model import Model, checked_spacing
+from adalora_qat.runtime.model import Model
+from adalora_qat.runtime.prompts import checked_spacing
 from adalora_qat.runtime.result import (
     ENDINGS,
     WRITTEN,
