@@ -96,8 +96,9 @@ def plan(
     if box is not None and boxes_csv is not None:
         raise DataError("give --box or --boxes, not both")
     given = None if box is None else _possible(np.asarray([box], dtype=np.float64), "--box")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {printable(out)} is a file; give a folder")
+    with suppress(PermissionError):  # writing says so, and what to do
+        if out.exists() and not out.is_dir():
+            raise DataError(f"--out {printable(out)} is a file; give a folder")
     jobs, left_out = [], []
     for found in _found(sources, out, recursive):
         if isinstance(found, LeftOut):

@@ -283,12 +283,12 @@ def _row(left_out: LeftOut) -> Row:
 def _earlier(job: Job, out: Path) -> dict[str, Any] | None:
     """Return the earlier result of an image; another image's is not to be replaced."""
     json_path = out / (job.target + ENDINGS["json"])
-    if not json_path.exists():
-        return None
     try:
+        if not json_path.exists():
+            return None
         image_sha256 = sha256_file(job.image)
     except OSError:
-        return None  # reading it will say why
+        return None  # reading the one or writing the other will say why
     return check_earlier(json_path, image_sha256)
 
 

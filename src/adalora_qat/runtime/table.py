@@ -76,7 +76,11 @@ class Table:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TABLE
-        if not self.path.exists():
+        try:
+            there = self.path.exists()
+        except OSError:
+            there = False  # writing says so, and what to do
+        if not there:
             write_text(self.path, _HEADER + "\n")
         elif not is_table(self.path):
             raise DataError(
