@@ -31,9 +31,9 @@ from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.session import inference_session, session_options
 
-# Boxes that the decoder takes in one run: its memory is then that of so many, and it is no
-# slower than with all of them.
-BOXES_A_RUN = 16
+# Boxes that the decoder takes in one run: its memory is then that of so many, about 30 MB each
+# in LiteMedSAM.
+BOXES_A_RUN = 8
 MAX_BOXES = 10_000
 # Of the masks and logits of one image.
 MAX_BYTES = 4_000_000_000
