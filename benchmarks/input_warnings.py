@@ -25,9 +25,8 @@ from adalora_qat.errors import UserError
 from adalora_qat.files import write_json
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import to_grey
-from adalora_qat.imaging.radiograph import read_radiograph
+from adalora_qat.imaging.radiograph import SUFFIXES, read_radiograph
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
-from adalora_qat.runtime.segment import SUFFIXES
 
 Pixels = NDArray[Any]
 PHOTOGRAPHS = (

@@ -40,6 +40,8 @@ def test_a_stage_is_exported_with_its_source_and_a_golden_phantom(
     source = sha256_file(run.stage("stage1") / MODEL_FILE)
     assert predictor.metadata.sources == {f"stage1/{MODEL_FILE}": source}
     assert predictor.metadata.policy == "none"
+    share = run.config.data.prompt.whole_image
+    assert predictor.metadata.automatic_prompt is (share > 0)
     with np.load(tmp_path / "m.golden.npz") as golden:
         logits, _ = predictor.run(golden["image"], golden["boxes"])
         np.testing.assert_array_equal(logits, golden["logits"])

@@ -25,7 +25,7 @@ from adalora_qat.errors import DataError
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    out: Annotated[Path, typer.Option("--out", help="The ONNX file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.")],
     data: Annotated[
         Path, typer.Option("--data", help="Manifest whose val split the parity gate uses.")
     ],
@@ -68,7 +68,7 @@ def export(
 def ship(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     data: Annotated[Path, typer.Option("--data", help="The manifest that it was trained on.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, replaced as a whole.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, replaced as a whole.")],
     stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
     images: Annotated[
         int, typer.Option(min=30, help="Training images that the input check is fitted on.")
@@ -140,7 +140,7 @@ def bench(
     images: Annotated[int, typer.Option(min=1, help="How many images, at most.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare models on this machine: size, load time, latency, memory, Dice, agreement."""

@@ -72,6 +72,7 @@ class ExportOptions(TypedDict, total=False):
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
     structures : what the model was trained to segment; goes into the file.
+    automatic_prompt : whether it was trained on whole images, too; goes into the file.
     gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the (first)
         file, for whoever runs the model elsewhere.
@@ -81,6 +82,7 @@ class ExportOptions(TypedDict, total=False):
     policy: Required[str]
     sources: Required[Mapping[str, str]]
     structures: Sequence[str]
+    automatic_prompt: bool | None
     gate: ExportConfig | None
     golden: ParityCase | None
     progress: Progress | None
@@ -145,7 +147,13 @@ def _export(
 ) -> list[Exported]:
     """Write the parts together, or none of them."""
     policy, sources = options["policy"], options["sources"]
-    metadata = describe(segmenter, policy, sources, options.get("structures", ()))
+    metadata = describe(
+        segmenter,
+        policy,
+        sources,
+        options.get("structures", ()),
+        options.get("automatic_prompt"),
+    )
     said = [replace(metadata, part=part) for part in paths]
     models = [_BUILDERS[part](segmenter, metadata) for part in paths]
     with ExitStack() as stack:
@@ -177,7 +185,11 @@ def _export(
 
 
 def describe(
-    segmenter: Segmenter, policy: str, sources: Mapping[str, str], structures: Sequence[str] = ()
+    segmenter: Segmenter,
+    policy: str,
+    sources: Mapping[str, str],
+    structures: Sequence[str] = (),
+    automatic_prompt: bool | None = None,
 ) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
 
@@ -201,6 +213,7 @@ def describe(
         version,
         sources=dict(sources),
         structures=tuple(structures),
+        automatic_prompt=automatic_prompt,
         min_onnxruntime=MIN_ONNXRUNTIME,
     )
 

@@ -93,6 +93,7 @@ def _prepared(
         "policy": run.config.quantize.policy if description["quantize"] else "none",
         "sources": {f"{stage}/{MODEL_FILE}": sha256_file(source)},
         "structures": run.config.data.prompt.targets,
+        "automatic_prompt": run.config.data.prompt.whole_image > 0,
         "gate": run.config.export,
     }
     cases = parity_cases(records, run.config.data, segmenter.variant.frame)

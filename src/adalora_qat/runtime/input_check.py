@@ -46,7 +46,8 @@ class Caution(NamedTuple):
     Attributes
     ----------
     code : a word for programs: ``rotated``, ``inverted``, ``not_a_chest``,
-        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``.
+        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``,
+        ``no_box_training``, ``spacing_implausible``.
     message : one phrase for people.
     value : the number behind it.
     limit : what the number was held against.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.errors import CheckpointError, ConfigError, DataError
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
@@ -30,6 +31,13 @@ from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.session import inference_session, session_options
 
+# Boxes that the decoder takes in one run: its memory is then that of so many, about 30 MB each
+# in LiteMedSAM.
+BOXES_A_RUN = 8
+MAX_BOXES = 10_000
+# Of the masks and logits of one image.
+MAX_BYTES = 4_000_000_000
+
 
 def open_session(
     path: Path, threads: int | None = None, *, low_memory: bool = False
@@ -38,7 +46,7 @@ def open_session(
 
     Parameters
     ----------
-    threads : worker threads, None for one per core.
+    threads : worker threads, None for one per core; at most ``session.available_cpus``.
     low_memory : give memory back between operators instead of keeping an arena; slower.
         The process holds less between images, and at its peak little less.
 
@@ -158,13 +166,10 @@ class OnnxPredictor:
         Raises
         ------
         DataError
-            If the image is of one colour or not an image, or a box does not fit it.
+            If the image is of one colour or not an image, a box does not fit it, or there are
+            too many (``check_prompts``).
         """
-        model_image, frame_map = image_to_model(image, self.metadata.frame)
-        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
-        model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
-        logits, iou = self.run(model_image[None], model_boxes[None])
-        return self.prediction(logits[0], iou[0], boxes, frame_map)
+        return self.prompted(image)(boxes_xyxy_original)
 
     def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
         """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
@@ -185,8 +190,7 @@ class OnnxPredictor:
         logits (1, N, L, L) and predicted IoU (1, N).
         """
         logits, iou = self._session.run(["logits", "iou"], {"image": image, "boxes": boxes})
-        if self._low_memory:
-            _give_memory_back()
+        self._done()
         return logits, iou
 
     def run_once_encoded(
@@ -208,7 +212,12 @@ class OnnxPredictor:
         if embeddings is not None:
             feeds["known_embeddings"] = embeddings
         logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
+        self._done()
         return logits, iou, found
+
+    def _done(self) -> None:
+        if self._low_memory:
+            _give_memory_back()
 
     def prediction(
         self,
@@ -254,14 +263,66 @@ class PromptedImage:
         Raises
         ------
         DataError
-            If a box does not fit the image.
+            If a box does not fit the image, or there are too many (``check_prompts``).
         """
         boxes = check_box(boxes_xyxy_original, (self.frame_map.height, self.frame_map.width))
         model_boxes = boxes_to_model(boxes, self.frame_map).astype(np.float32)
+        side = self._predictor.metadata.low_res_side
+        check_prompts(len(boxes), self.frame_map, side)
+        logits, iou = in_runs(self._run, model_boxes, side)
+        return self._predictor.prediction(logits, iou, boxes, self.frame_map)
+
+    def _run(
+        self, model_boxes: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         logits, iou, self.embeddings = self._predictor.run_once_encoded(
             self.pixels[None], model_boxes[None], self.embeddings
         )
-        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
+        return logits[0], iou[0]
+
+
+def check_prompts(count: int, frame_map: FrameMap, low_res_side: int) -> None:
+    """Refuse more prompts of one image than can be held in memory.
+
+    Raises
+    ------
+    DataError
+        If there are more than ``MAX_BOXES``, or their masks and logits take more than
+        ``MAX_BYTES``; says how many there may be.
+    """
+    each = frame_map.height * frame_map.width + 4 * low_res_side**2
+    most = min(MAX_BOXES, MAX_BYTES // each)
+    if count > most:
+        raise DataError(
+            f"{count} boxes for one image of {frame_map.width}x{frame_map.height} pixels: at most "
+            f"{most} at once, as each has a mask of the image's size; give them in several runs"
+        )
+
+
+def in_runs(
+    run: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    model_boxes: NDArray[np.float32],
+    low_res_side: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Prompt with a few boxes at a time, so that memory does not grow with their number.
+
+    Parameters
+    ----------
+    run : boxes (n, 4) in the model frame, n at most ``BOXES_A_RUN``, to logits (n, L, L) and
+        predicted IoU (n,).
+    model_boxes : (N, 4).
+
+    Returns
+    -------
+    logits (N, L, L) and predicted IoU (N,).
+    """
+    count = len(model_boxes)
+    logits = np.empty((count, low_res_side, low_res_side), dtype=np.float32)
+    iou = np.empty(count, dtype=np.float32)
+    for start in range(0, count, BOXES_A_RUN):
+        some = slice(start, start + BOXES_A_RUN)
+        logits[some], iou[some] = run(model_boxes[some])
+    return logits, iou
 
 
 def to_prediction(
@@ -282,10 +343,12 @@ def to_prediction(
     threshold : a pixel is foreground where its logit exceeds this.
     calibration : from predicted to expected IoU, where the model's file knows it.
     """
-    masks = [logits_to_original(one, frame_map) > threshold for one in logits]
+    masks = np.empty((len(logits), frame_map.height, frame_map.width), dtype=np.bool_)
+    for mask, one in zip(masks, logits, strict=True):
+        np.greater(logits_to_original(one, frame_map), threshold, out=mask)
     scores = iou if calibration is None else calibration(iou)
     return Prediction(
-        masks=np.stack(masks),
+        masks=masks,
         scores=np.clip(scores, 0.0, 1.0).astype(np.float32),
         logits=logits,
         boxes_xyxy_original=boxes.astype(np.float32),
