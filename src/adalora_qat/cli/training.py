@@ -16,7 +16,6 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
-    labelled_records,
     named_paths,
     out_console,
     print_json,
@@ -129,8 +128,7 @@ def train(
             inherit_stage1(run, source)
     with watching(shown=processes.is_main_process) as watch:
         train_records, val_records = (
-            labelled_records(manifest, split, config.data.prompt.targets)
-            for split in ("train", "val")
+            training_records(manifest, split, config) for split in ("train", "val")
         )
         resources = Resources(
             cpu=cpu,
@@ -153,6 +151,17 @@ def train(
             training.end()
     if processes.is_main_process:
         out_console.print(f"finished: {out}")
+
+
+def training_records(manifest: Any, split: str, config: RunConfig) -> list[Any]:
+    """Return the records of a split that have every target or, of structures, at least one."""
+    from adalora_qat.corpus.splits import records_of
+    from adalora_qat.samples.structures import wanted
+
+    structures = config.model.structures
+    if structures:
+        return [record for record in records_of(manifest, split) if wanted(record, structures)]
+    return labelled_records(manifest, split, config.data.prompt.targets)
 
 
 @app.command()

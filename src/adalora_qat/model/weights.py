@@ -107,7 +107,9 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
     """
     chosen = variant(config.variant)
     if config.init == "random":
-        random = random_segmenter(chosen.name, seed=0, side=config.side)
+        random = random_segmenter(
+            chosen.name, seed=0, side=config.side, structures=config.structures
+        )
         return random, WeightsOrigin("random", None)
     where = config.weights or chosen.weights
     if where is None:
@@ -117,8 +119,11 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
             "FILE.safetensors` and set model.weights=FILE.safetensors, or model.init=random for "
             "a benchmark"
         )
-    segmenter = Segmenter(chosen.at_side(config.side))
+    segmenter = Segmenter(chosen.at_side(config.side), structures=config.structures)
     state, origin = _fetch(where, chosen, cache or default_cache())
+    if config.structures and not any(name.startswith("structure_prompts.") for name in state):
+        # Published weights know no structures: their prompts start at zero.
+        state = {**state, "structure_prompts.tokens": segmenter.structure_prompts.tokens.data}
     load_strictly(segmenter, state, origin.source)
     return segmenter.eval(), origin
 
