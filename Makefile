@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# The base install alone, at the oldest versions that it allows.
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.ready
 
-.PHONY: demo test setup lint types unit docs clean
+.PHONY: demo test setup lint types unit lowest docs clean
 
 demo: $(STAMP)
 	$(BIN)/adalora-qat demo --out runs/demo
 
-test: lint types unit docs
+test: lint types unit lowest docs
 
 setup: $(STAMP)
 
@@ -25,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vulture
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -32,9 +36,19 @@ types: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
+$(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest
+	touch $(LOWEST_STAMP)
+
+# Without conftest.py and the settings of pyproject.toml: they ask for what is not installed here.
+lowest: $(LOWEST_STAMP)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --noconftest -c /dev/null --rootdir . -p no:cacheprovider tests/lowest.py
+
 # Not --quiet: it hides the warnings that --strict counts.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf $(VENV) site build *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) site build *.egg-info src/*.egg-info

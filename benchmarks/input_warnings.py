@@ -25,8 +25,9 @@ from adalora_qat.errors import UserError
 from adalora_qat.files import write_json
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import to_grey
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.runtime.segment import SUFFIXES, read_image
+from adalora_qat.imaging.radiograph import read_radiograph
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.segment import SUFFIXES
 
 Pixels = NDArray[Any]
 PHOTOGRAPHS = (
@@ -87,7 +88,7 @@ def _films(folder: Path, most: int) -> Iterator[Pixels]:
     files = [p for p in files if "mask" not in str(p.relative_to(folder)).lower()]
     for file in files[:: max(1, len(files) // most)][:most]:
         try:
-            yield to_grey(read_image(file)[0])
+            yield to_grey(read_radiograph(file).pixels)
         except UserError as error:
             print(f"left out: {error}")
 

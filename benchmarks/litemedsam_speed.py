@@ -25,7 +25,7 @@ from _machine import describe_machine
 
 if TYPE_CHECKING:
     from adalora_qat.export.parity import ParityCase
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
 # Everything heavy is imported where it is used: each timed process imports this file, and what
 # it imports would count as its memory.
@@ -39,12 +39,12 @@ def seen(seed: int, frame: Any) -> ParityCase:
     import numpy as np
 
     from adalora_qat.export.parity import ParityCase
-    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+    from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box_inclusive
     from adalora_qat.phantom.phantom import phantom
 
     made = phantom(seed)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
     return ParityCase(f"phantom {seed}", image, boxes, (frame.side, frame.side))
 
@@ -60,7 +60,7 @@ def exported(policy: str, folder: Path) -> BenchModel:
     from adalora_qat.quantize.convert import convert
     from adalora_qat.quantize.policy import load_policy
     from adalora_qat.quantize.prepare import freeze, observe, prepare
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
     segmenter, _ = build(ModelConfig())
     frame = segmenter.variant.frame
@@ -85,7 +85,7 @@ def in_pytorch(folder: Path) -> BenchModel:
     from adalora_qat.checkpoint import MODEL_FILE, save_model
     from adalora_qat.config import ModelConfig, RunConfig
     from adalora_qat.model.weights import build
-    from adalora_qat.study.bench_report import PYTORCH, BenchModel
+    from adalora_qat.study.bench import PYTORCH, BenchModel
 
     path = folder / "published" / MODEL_FILE
     path.parent.mkdir()
@@ -99,10 +99,10 @@ def by_torch(folder: Path) -> BenchModel:
     import torch
 
     from adalora_qat.config import ModelConfig
-    from adalora_qat.export.onnx import describe
+    from adalora_qat.export.onnx import describe, write_model
     from adalora_qat.model.sam import Segmenter
     from adalora_qat.model.weights import build
-    from adalora_qat.study.bench_report import BenchModel
+    from adalora_qat.study.bench import BenchModel
 
     published, _ = build(ModelConfig())
     segmenter = Segmenter(published.variant, "eager")  # SDPA of transformers does not export
@@ -113,15 +113,13 @@ def by_torch(folder: Path) -> BenchModel:
         segmenter.eval(), given, path, dynamo=True, external_data=False, verbose=False,
         opset_version=18, input_names=["image", "boxes"], output_names=["logits", "iou"],
     )  # fmt: skip
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, describe(segmenter, "none", {}).to_props())
-    onnx.save(model, path)
+    write_model(onnx.load(path), path, describe(segmenter, "none", {}))
     return BenchModel("ONNX FP32 by torch.onnx", path, "none", path.stat().st_size)
 
 
 def main() -> None:
     """Export, measure, print, write."""
-    from adalora_qat.study.bench_report import bench, cases_of, phantom_records
+    from adalora_qat.study.bench import bench, cases_of, phantom_records
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=6)

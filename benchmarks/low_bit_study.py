@@ -31,8 +31,8 @@ from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.compare import compare, verdict
 from adalora_qat.files import sha256_file, write_json, write_text
 from adalora_qat.model.predict import TorchPredictor
-from adalora_qat.quantize.accounting import bytes_by_part
 from adalora_qat.recipe import load_config
+from adalora_qat.study.size import DESCRIPTION, size_of
 from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
 from adalora_qat.train.stages import Resources, Training
 
@@ -140,7 +140,8 @@ class Study:
         # Training in tf32 leaves it on for the process; what is measured is float32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         segmenter, _ = load_model(file)
-        size = sum(part.total for part in bytes_by_part(segmenter))
+        counted = size_of(file)
+        size = counted.total - sum(counted.parts[DESCRIPTION].values())
         predictor = TorchPredictor(segmenter.to(self.device), name)
         means: dict[str, Any] = {"sha256": sha256_file(file), "tensor_bytes": size}
         for split in SPLITS:

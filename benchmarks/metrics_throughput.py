@@ -48,11 +48,11 @@ class Displaced:
         self.answers = answers
 
     def predict(
-        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:
         """Return the prepared mask of a known image, once per box."""
         height, width = image.shape[:2]
-        boxes = np.zeros((1, 4)) if boxes_xyxy_original is None else boxes_xyxy_original
+        boxes = boxes_xyxy_original
         mask = self.answers.get(key(image), np.zeros((height, width), np.bool_))
         return Prediction(
             np.repeat(mask[None], len(boxes), axis=0),

@@ -22,10 +22,10 @@ from _machine import describe_machine
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.export.onnx import onnx_model, torch_model
-from adalora_qat.export.parity import Model, measure
+from adalora_qat.export.parity import Model, measure_parity
 from adalora_qat.export.run import deployable, parity_cases
 from adalora_qat.files import write_json
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
 
 NOISE = 1e-6
 
@@ -56,7 +56,8 @@ def main() -> None:
             "image, and with ONNX Runtime",
             "noise": NOISE,
             "agreement": {
-                name: asdict(measure(reference, other, cases)) for name, other in others.items()
+                name: asdict(measure_parity(reference, other, cases))
+                for name, other in others.items()
             },
             "machine": describe_machine(),
         },

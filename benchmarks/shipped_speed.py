@@ -57,13 +57,13 @@ def main() -> None:
 def turn(name: str, model: Path, images: Sequence[Path]) -> list[float]:
     """Segment the images with one model; the first one twice, to warm up."""
     from adalora_qat.imaging.automatic_prompt import predict_automatically
-    from adalora_qat.runtime.segment import read_image
+    from adalora_qat.imaging.radiograph import read_radiograph
 
     predictor = _open(name, model)
     spent = []
     for image in [images[0], *images]:
         started = time.perf_counter()
-        predict_automatically(predictor, read_image(image)[0])
+        predict_automatically(predictor, read_radiograph(image).pixels)
         spent.append(time.perf_counter() - started)
     return spent[1:]
 
@@ -84,7 +84,7 @@ def first_mask(model: Path, image: Path, rounds: int) -> list[float]:
 
 def _open(name: str, model: Path) -> Any:
     if name == "int8":
-        from adalora_qat.runtime.runtime import OnnxPredictor
+        from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(model)
     from adalora_qat.config import ModelConfig

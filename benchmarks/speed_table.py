@@ -18,7 +18,7 @@ from typing import Any
 
 Rows = Mapping[str, Mapping[str, Any]]
 
-# Rows in the order of the waterfall: what the peers do, then one technique after another.
+# Rows in the order of the waterfall: what others do, then one technique after another.
 WATERFALL: Mapping[str, tuple[str, ...]] = {
     "inference": (
         "eager, fp32",
@@ -67,7 +67,7 @@ REMARKS = """
 
 
 def ours(part: str, name: str) -> bool:
-    """Return whether a row is this package's and not a peer's."""
+    """Return whether a row is this package's and not another's."""
     return not name.startswith(("eager, ", "sdpa, ", "PEFT "))
 
 
@@ -85,10 +85,10 @@ def right(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 def waterfall(rows: Rows, part: str) -> Iterator[str]:
     """Yield a Markdown table, one row a technique."""
     found = measured(rows, part)
-    peers = [row["images_per_s"] for name, row in found.items() if not ours(part, name)]
-    best_peer = max(peers, default=None)
+    others = [row["images_per_s"] for name, row in found.items() if not ours(part, name)]
+    fastest = max(others, default=None)
     gradients = part == "training"
-    yield "| technique | images/s | × best peer | median / worst ms | peak GiB | error |" + (
+    yield "| technique | images/s | × best other | median / worst ms | peak GiB | error |" + (
         " error of ∂Λ |" if gradients else ""
     )
     yield "|---|---:|---:|---:|---:|---:|" + ("---:|" if gradients else "")
@@ -100,7 +100,7 @@ def waterfall(rows: Rows, part: str) -> Iterator[str]:
             yield f"| {name} | {why.splitlines()[0][:80]} | | | | |" + (" |" if gradients else "")
             continue
         row = found[name]
-        ratio = f"{row['images_per_s'] / best_peer:.2f}" if best_peer else ""
+        ratio = f"{row['images_per_s'] / fastest:.2f}" if fastest else ""
         cells = [
             f"**{name}**" if ours(part, name) else name,
             f"{row['images_per_s']:.1f}",
@@ -120,7 +120,7 @@ def _scientific(value: float | None) -> str:
 
 
 def bars(rows: Rows) -> Iterator[str]:
-    """Yield one line a bar: met or not, by which row, with the best peer of the same run."""
+    """Yield one line a bar: met or not, by which row, with the fastest other of the same run."""
     inference, training = (right(measured(rows, part)) for part in ("inference", "training"))
     yield _verdict(
         f"Encoder inference, bf16, batch 8: ≥ {INFERENCE_BAR:g} images/s",
@@ -140,7 +140,7 @@ def bars(rows: Rows) -> Iterator[str]:
 
 def _verdict(title: str, found: Mapping[str, Mapping[str, Any]], part: str, met: Any) -> str:
     mine = {name: row for name, row in found.items() if ours(part, name)}
-    peers = {name: row for name, row in found.items() if not ours(part, name)}
+    others = {name: row for name, row in found.items() if not ours(part, name)}
     if not mine:
         return f"- {title}: **not measured**."
 
@@ -149,9 +149,9 @@ def _verdict(title: str, found: Mapping[str, Mapping[str, Any]], part: str, met:
         return f"{of[name]['images_per_s']:.1f} images/s at {of[name]['peak_gb']:.1f} GiB ({name})"
 
     passed = {name: row for name, row in mine.items() if met(row)}
-    answer = f"**met**: {described(passed)}" if passed else f"**not met**: {described(mine)}"
-    peer = f"; best peer of the same run {described(peers)}" if peers else ""
-    return f"- {title}: {answer}{peer}."
+    outcome = f"**met**: {described(passed)}" if passed else f"**not met**: {described(mine)}"
+    beside = f"; fastest other of the same run {described(others)}" if others else ""
+    return f"- {title}: {outcome}{beside}."
 
 
 def where_time_goes(speed: Rows, alone: Rows) -> Iterator[str]:
@@ -186,18 +186,18 @@ def kernels(rows: Rows) -> Iterator[str]:
     yield ""
     yield "| kernel | best tile (M, N, warps, stages) | ms | all tiles, ms |"
     yield "|---|---|---:|---|"
-    for row, answer in rows.items():
-        if row.startswith("tile ") and "ms" in answer:
-            times = {k: v for k, v in answer["ms"].items() if isinstance(v, float)}
+    for row, found in rows.items():
+        if row.startswith("tile ") and "ms" in found:
+            times = {k: v for k, v in found["ms"].items() if isinstance(v, float)}
             listed = ", ".join(f"{k} {v:.2f}" for k, v in times.items())
-            best = f"{times[answer['best']]:.2f}" if answer["best"] else ""
-            yield f"| {row[5:]} | {answer['best']} | {best} | {listed} |"
+            best = f"{times[found['best']]:.2f}" if found["best"] else ""
+            yield f"| {row[5:]} | {found['best']} | {best} | {listed} |"
     yield ""
     yield "| library kernel | forward ms | forward and backward ms |"
     yield "|---|---:|---:|"
-    for row, answer in rows.items():
+    for row, found in rows.items():
         if row.startswith("library "):
-            for kind, pair in answer.items():
+            for kind, pair in found.items():
                 if isinstance(pair, list):
                     cells = " | ".join(_time(time) for time in pair)
                     yield f"| {row[8:]}, {kind} | {cells} |"
@@ -328,7 +328,7 @@ def origin(results: Mapping[str, Any]) -> str:
 
 
 def headlines(folder: Path) -> list[dict[str, Any]]:
-    """Return the package's figures, each beside its peer of the same run."""
+    """Return the package's figures, each beside another of the same run."""
     wanted = (
         ("SAM ViT-B, encoder alone, 8 images", "vit_speed", "inference: the package's fast encoder",
          "transformers, SDPA, bf16, torch.compile", "inference: sdpa, bf16, compile"),
@@ -344,7 +344,7 @@ def headlines(folder: Path) -> list[dict[str, Any]]:
          "a plain eager FP32 loop", "stage 1, plain eager FP32"),
     )  # fmt: skip
     found = []
-    for what, name, row, peer, other in wanted:
+    for what, name, row, against, other in wanted:
         file = folder / f"{name}.json"
         results = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
         pair = [results["rows"].get(each, {}) for each in (row, other)]
@@ -352,7 +352,7 @@ def headlines(folder: Path) -> list[dict[str, Any]]:
             speeds = [each["images_per_s"] for each in pair]
             found.append(
                 {"what": what, "images_per_s": speeds[0], "peak_gib": pair[0]["peak_gb"],
-                 "against": peer, "their_images_per_s": speeds[1],
+                 "against": against, "their_images_per_s": speeds[1],
                  "their_peak_gib": pair[1]["peak_gb"], "ratio": speeds[0] / speeds[1],
                  "device": results["machine"]["accelerator"], "file": f"{name}.json"}
             )  # fmt: skip

@@ -99,7 +99,7 @@ def turn(name: str, path: Path | None, picture: Path, runs: int, threads: int) -
     """Load a model, run it once to warm up and then ``runs`` times."""
     import numpy as np
 
-    from adalora_qat.study.bench import peak_mb
+    from adalora_qat.study.timing import peak_mb
 
     started = time.perf_counter()
     encode = _pytorch(threads) if path is None else _session(path, name == BY_TORCH, threads)
@@ -131,7 +131,7 @@ def _pytorch(threads: int) -> Any:
 def _session(path: Path, defaults: bool, threads: int) -> Any:
     import onnxruntime as ort
 
-    from adalora_qat.runtime.runtime import open_session
+    from adalora_qat.runtime.onnx_predictor import open_session
 
     if defaults:
         options = ort.SessionOptions()

@@ -1,11 +1,10 @@
 """Fill the generated parts of the pages while MkDocs builds them.
 
-``<!-- recipes -->``, ``<!-- policies -->``, ``<!-- commands -->``, ``<!-- results -->``,
-``<!-- model card -->``, ``<!-- study -->`` and ``<!-- speed -->`` stand for the shipped recipes and
-policies, the command line's options, the README's result tables, the card of the shipped model, the
-tables of the study, and those of speed on a GPU.
-Nothing generated is committed, so nothing goes stale. Of the package only the command line is
-imported, which does without torch.
+What stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is for readers on a code host: links to
+the sources. Here the sources take its place: recipes and policies, the command line's options, the
+card of the packaged model, the study's tables, speed on a GPU, changelog and contributing. Nothing
+generated is committed, so nothing goes stale. Of the package only the command line is imported,
+which does without torch.
 """
 
 from __future__ import annotations
@@ -25,20 +24,41 @@ POLICIES = ROOT / "src" / "adalora_qat" / "quantize" / "policies"
 SHORT = 6
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the placeholders of a page; MkDocs calls this for each."""
-    for placeholder, generate in (
-        ("<!-- recipes -->", recipes),
-        ("<!-- policies -->", policies),
-        ("<!-- commands -->", commands),
-        ("<!-- results -->", results),
-        ("<!-- model card -->", model_card),
-        ("<!-- study -->", study),
-        ("<!-- speed -->", speed),
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Replace the marked parts of a page; MkDocs calls this for each.
+
+    Raises
+    ------
+    ValueError
+        If a mark is opened and not closed.
+    """
+    for name, generate in (
+        ("recipes", recipes),
+        ("policies", policies),
+        ("commands", commands),
+        ("model card", model_card),
+        ("study", study),
+        ("provenance", provenance),
+        ("speed", speed),
+        ("changelog", changelog),
+        ("contributing", contributing),
     ):
-        if placeholder in markdown:
-            markdown = markdown.replace(placeholder, generate())
-    return markdown
+        before, opened, rest = markdown.partition(f"<!-- {name} -->")
+        _, closed, after = rest.partition(f"<!-- /{name} -->")
+        if bool(opened) != bool(closed):
+            raise ValueError(f"<!-- {name} --> must be closed by <!-- /{name} -->")
+        if opened:
+            markdown = f"{before}{generate()}{after}"
+    return _led_to_pages(markdown, page.file.src_uri.count("/"))
+
+
+def _led_to_pages(markdown: str, depth: int) -> str:
+    """Lead links to files outside of ``docs`` to the pages that show them."""
+    return re.sub(
+        r"\]\((?:\.\./)+(?:results/(study|speed)/README\.md|(CHANGELOG|CONTRIBUTING)\.md)",
+        lambda found: f"]({'../' * depth}{(found[1] or found[2]).lower()}.md",
+        markdown,
+    )
 
 
 def recipes() -> str:
@@ -82,13 +102,6 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def results() -> str:
-    """Return what stands between the markers of the README, its links led to pages."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    inside = text.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0]
-    return re.sub(r"\]\(results/(study|speed)/README\.md\)", r"](\1.md)", inside).strip()
-
-
 def model_card() -> str:
     """Return the card that ``adalora-qat ship`` wrote beside the model."""
     if CARD.is_file():
@@ -97,8 +110,13 @@ def model_card() -> str:
 
 
 def study() -> str:
-    """Return the tables of the study, without the long list of verdicts."""
-    return _tables("study").partition("\n## Verdicts")[0]
+    """Return the findings and tables of the study."""
+    return _tables("study").replace("(PROVENANCE.md)", "(provenance.md)")
+
+
+def provenance() -> str:
+    """Return what stands beside the study's tables."""
+    return _tables("study", "PROVENANCE.md")
 
 
 def speed() -> str:
@@ -106,9 +124,19 @@ def speed() -> str:
     return _tables("speed")
 
 
-def _tables(name: str) -> str:
+def changelog() -> str:
+    """Return the changelog."""
+    return (ROOT / "CHANGELOG.md").read_text("utf-8").partition("\n")[2].strip()
+
+
+def contributing() -> str:
+    """Return the rules for contributors."""
+    return (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("\n")[2].strip()
+
+
+def _tables(name: str, page: str = "README.md") -> str:
     """Return what a script wrote beside its results, without the heading."""
-    file = ROOT / "results" / name / "README.md"
+    file = ROOT / "results" / name / page
     if not file.is_file():
         return "Not yet run."
     return file.read_text("utf-8").partition("\n")[2].strip()

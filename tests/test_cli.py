@@ -105,6 +105,8 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     refused(run("train", "litemedsam", "--data", nowhere, "--out", tmp_path / "run"), nowhere)
     refused(run("prepare", f"jsrt={nowhere}", "--out", tmp_path / "data"), nowhere)
     refused(run("prepare", "jsrt", "--out", tmp_path / "data"), "NAME=PATH")
+    twice = run("prepare", "a=pairs:x y", "a=pairs:z", "--out", tmp_path / "data")
+    refused(twice, "a is given twice, x y and pairs:z")
     assert not list(tmp_path.iterdir())
 
 

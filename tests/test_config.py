@@ -68,3 +68,10 @@ def test_unknown_recipe_suggests_the_nearest() -> None:
 def test_configurations_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 1  # type: ignore[misc]
+
+
+def test_a_target_is_a_name_of_any_structure() -> None:
+    config = load_config("litemedsam", ["data.prompt.target=[liver, left_kidney]"])
+    assert config.data.prompt.targets == ("liver", "left_kidney")
+    with pytest.raises(ConfigError, match="'Left kidney' cannot name a structure"):
+        load_config("litemedsam", ["data.prompt.target=Left kidney"])

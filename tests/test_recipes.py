@@ -1,7 +1,11 @@
 """Every shipped recipe builds, and trains exactly what its name says."""
 
+import time
+from pathlib import Path
+
 import pytest
 
+from adalora_qat.errors import ConfigError
 from adalora_qat.recipe import load_config, recipe_names
 from adalora_qat.study.parameters import count_parameters
 
@@ -99,3 +103,38 @@ def test_the_shipped_models_recipe_mixes_prompts() -> None:
     assert config.adapt.pruning_at(config.stage1.epochs) == {12: 43, 28: 37, 48: 32}
     total = count_parameters(config)["total"]
     assert total == count_parameters(load_config("litemedsam-adalora"))["total"]
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "not UTF-8"),
+        (b"name: " + b"[" * 5000 + b"]" * 5000, "nested more than 20"),
+        (b"name: " + b"{a: " * 5000, "nested more than 20"),
+        ((LAUGHS + "name: *i\n").encode(), "aliases"),
+        (b"#" * 2**18, "a recipe has"),
+        (b"stage1: {lr_encoder: .inf}", "finite"),
+        (b"stage1: {lr_encoder: .nan}", "stage1.lr_encoder"),
+        (b"seed: 12345678901234567890", "less than 4294967296"),
+        (b"seed: " + b"x" * 10_000, "x…"),
+    ],
+)
+def test_a_hostile_recipe_is_refused_at_once(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(file)
+    assert time.process_time() - started < 1
+    assert len(str(refused.value)) < 1000
+
+
+def test_an_override_is_bounded_too() -> None:
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config("demo", ["name=" + "[" * 5000])

@@ -1,4 +1,4 @@
-"""Tables that go beyond the paper: external sets, other seeds, films made worse, the search."""
+"""Tables that go beyond the paper: two COVID-19 sets, other seeds, degraded images, the search."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from lookup import Page, four, source, spread, table, validations
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 
 SHIPPED = "shipped_automatic"
-"""The file of the sweep over films made worse that the shipped model's own runtime made."""
+"""The file of the sweep over degraded images that the packaged model's own runtime made."""
+RANDOM = ("unet", "nnunet", "deeplabv3plus", "segformer")
+"""Rows that start from random weights, so that no pretraining has seen a test image."""
 
 
 def external(page: Page) -> str:
-    """Return Dice on the other hospitals' images."""
+    """Return Dice on two sets that our training left out, and whether pretraining had them."""
     lines = [
-        (f"{e['title']}, {e['stage']}", e["box"], spread(e),
+        (f"{e['title']}, {e['stage']}", e["box"], pretraining(e["row"]), spread(e),
          *(four(source(e, s)) for s in ("covid19_radiography", "covid_qu_ex")))
         for e in page.entries if e["set"] == "external"
     ]  # fmt: skip
-    head = ("Model", "Box", "DSC", "COVID-19 Radiography", "COVID-QU-Ex")
+    head = ("Model", "Box", "In pretraining", "DSC", "COVID-19 Radiography", "COVID-QU-Ex")
     return table(head, lines)
+
+
+def pretraining(row: str) -> str:
+    """Return whether the COVID-19 sets were in the data that a row's first weights come from."""
+    return "none had" if row in RANDOM else "probably seen"
 
 
 def organs(page: Page) -> str:
@@ -32,14 +39,14 @@ def organs(page: Page) -> str:
     if ratio is None:
         return by_organ
     return (
-        f"{by_organ}\n\nCardiothoracic ratio of {ratio['n']} films (true mean "
+        f"{by_organ}\n\nCardiothoracic ratio of {ratio['n']} images (true mean "
         f"{ratio['truth_mean']:.3f}): bias {ratio['bias']:+.4f}, mean absolute error "
         f"{ratio['mean_absolute_error']:.4f}, sd of the error {ratio['sd_of_error']:.4f}."
     )
 
 
-def worse_films(page: Page) -> str:
-    """Return Dice on films made worse, at the strongest setting of each kind and one before."""
+def degraded_images(page: Page) -> str:
+    """Return Dice on degraded images, at the strongest setting of each kind and one before."""
     kinds = {kind.kind: sorted(kind.strengths, key=lambda s: abs(s - kind.neutral))[-2:]
              for kind in DEGRADATIONS.values()}  # fmt: skip
     names = [f"{kind}={strength:g}" for kind, two in kinds.items() for strength in two]
@@ -55,7 +62,7 @@ def worse_films(page: Page) -> str:
 def degraded_title(page: Page, file: str) -> str:
     """Return the title of a file's model."""
     if file == SHIPPED:
-        return "Shipped INT8 file, in the runtime"
+        return "Packaged INT8 file, in the runtime"
     run, _, _ = file.rpartition("_")
     return page.rows[run.rpartition("-s")[0]].title
 

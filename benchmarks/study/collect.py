@@ -7,8 +7,8 @@
 
 ``write`` leaves per-case tables (``cases/ROW.csv``), ``training.json`` (validation by epoch,
 ranks, movement of Λ, provenance), ``jobs.json`` (commands, seconds, how each job ended),
-``summary.json`` (means by row, seed and source, paired statistics) and the tables of
-``tables.py``. Only rows that ended are in it; the others are named as missing. Rows and seeds
+``summary.json`` (means by row, seed and source, paired statistics) and the pages of
+``page.py``. Only rows that ended are in it; the others are named as missing. Rows and seeds
 that ROOT lacks are taken over from the results that are there already.
 """
 
@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 from crossing import METHODS, WAYS, preferred
 from lookup import read_json
+from page import write_page
 from plan import PLAN, Row, read_plan
-from tables import write_page
 
 from adalora_qat.evaluate.compare import compare, holm_adjusted
 from adalora_qat.evaluate.comparison import Comparison, verdict
@@ -309,7 +309,7 @@ def _comparisons(found: list[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _crossings(found: list[Evaluation], chosen: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """Compare INT8 with every other row on the films of the hospital that neither was trained on.
+    """Compare INT8 with every other row on the images of the hospital that neither was trained on.
 
     INT8 by its first recipe and by that which validation prefers. One Holm family a hospital.
     """

@@ -24,7 +24,7 @@ METHODS = {
 
 
 def preferred(training: Mapping[str, Any], rows: Mapping[str, Row]) -> dict[str, dict[str, str]]:
-    """Return by source and method the row that does best on the source's own validation films."""
+    """Return by source and method the row that does best on the source's own validation images."""
     return {
         trained: {
             method: max(

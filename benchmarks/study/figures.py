@@ -1,10 +1,10 @@
-"""The study's figures, from the results alone: no film is in them.
+"""The study's figures, from the results alone: no radiograph is in them.
 
     python benchmarks/study/figures.py results/study --images docs/images
 
-``accuracy.png`` (and .svg): every model on films of the hospitals it was trained on, and on others,
-beside its size. ``ranks.png``: the ranks that one budget left in each layer. ``worse_films.png``:
-models on films made worse. ``crossed.png``: models on the hospital that they were not trained on.
+``accuracy.png`` (and .svg): every model on the test images, and on two COVID-19 sets, beside its
+size. ``ranks.png``: the ranks that one budget left in each layer. ``degraded_images.png``: models
+on degraded images. ``crossed.png``: models on the hospital that they were not trained on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROWS = (
 
 
 def accuracy(page: Page, out: Path) -> None:
-    """Draw Dice on own and other hospitals' films, a line a model."""
+    """Draw Dice on the test images and on two COVID-19 sets, a line a model."""
     found = [(page.first(row), page.first(row, dataset="external")) for row in ROWS]
     # The shipped model finds its own box, where the baselines take none.
     own, other = (page.find("auto", set=name, box="automatic") for name in ("test", "external"))
@@ -59,7 +59,7 @@ def accuracy(page: Page, out: Path) -> None:
             axes.plot(ends, [place] * 2, color=FAINT, linewidth=1)
             axes.plot(ends[0], place, "o", color=BLUE, label="" if place else "JSRT + Shenzhen")
             axes.plot(
-                ends[1], place, "s", color=VERMILION, label="" if place else "other hospitals"
+                ends[1], place, "s", color=VERMILION, label="" if place else "two COVID-19 sets"
             )
             size = own["facts"].get("bytes")
             words = f"{size / 1e6:.0f} MB" if size else ""
@@ -121,13 +121,15 @@ def crossed(page: Page, out: Path, low: float = 0.943) -> None:
         save_figure(figure, out / "crossed")
 
 
-def worse_films(page: Page, out: Path) -> None:
-    """Draw Dice on films made worse, a panel a kind."""
+def degraded_images(page: Page, out: Path) -> None:
+    """Draw Dice on degraded images, a panel a kind."""
     parts = [
         cases.assign(model=degraded_title(page, file)) for file, cases in page.degraded.items()
     ]
     if parts:
-        save_figure(degradation_figure(pd.concat(parts, ignore_index=True)), out / "worse_films")
+        save_figure(
+            degradation_figure(pd.concat(parts, ignore_index=True)), out / "degraded_images"
+        )
 
 
 def main() -> None:
@@ -139,13 +141,13 @@ def main() -> None:
     page = Page(given.out)
     accuracy(page, given.out)
     ranks(page.training, given.out)
-    worse_films(page, given.out)
+    degraded_images(page, given.out)
     crossed(page, given.out)
     for pdf in given.out.glob("*.pdf"):
         pdf.unlink()
     if given.images:
         shutil.copy(given.out / "accuracy.png", given.images / "study.png")
-        for name in ("worse_films.png", "crossed.png"):
+        for name in ("degraded_images.png", "crossed.png"):
             shutil.copy(given.out / name, given.images / name)
 
 

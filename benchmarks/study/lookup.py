@@ -1,4 +1,4 @@
-"""What the study found, looked up: ``summary.json``, ``training.json``, films made worse."""
+"""What the study found, looked up: ``summary.json``, ``training.json``, degraded images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ class Page:
 
     Attributes
     ----------
+    out : the folder of the results.
     rows : of the plan.
     summary : of ``summary.json``; its ``rows`` are ``entries``.
     training : of ``training.json``, by run.
-    degraded : per-case tables of films made worse, by file.
+    degraded : per-case tables of degraded images, by file.
     repeats : per-case tables of a row trained again with the same seeds.
     """
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.rows: dict[str, Row] = read_plan()
         self.summary: Entry = read_json(out / "summary.json")
         self.entries: list[Entry] = self.summary["rows"]
@@ -65,7 +67,7 @@ class Page:
         return validation(self.training, self.rows[row])
 
     def by_source(self, row: str, name: str) -> list[float]:
-        """Return a row's mean Dice on one source's films, seed by seed."""
+        """Return a row's mean Dice on one source's images, seed by seed."""
         entry = self.first(row)
         return [] if entry is None else [float(v) for v in entry["by_seed_and_source"][name]]
 
@@ -124,7 +126,7 @@ def spread_of(values: Sequence[float]) -> str:
 
 
 def source(entry: Entry | None, name: str) -> float | None:
-    """Return the mean Dice on one source's films."""
+    """Return the mean Dice on one source's images."""
     found = None if entry is None else entry["by_source"].get(name)
     return None if found is None else float(found["dice_mean"])
 

@@ -1,9 +1,9 @@
-"""Films made worse, one kind at a time: how far a model of the study holds.
+"""Images made worse, one kind at a time: how far a model of the study holds.
 
     python benchmarks/study/robustness.py MODEL DATA OUT.csv [--cases 24] [--box oracle]
 
 MODEL is a run folder, a stage's model or an ONNX file. Writes one row a case and alteration:
-noise, blur, contrast, rotation, JPEG, resolution, each at several strengths, and the film as read.
+noise, blur, contrast, rotation, JPEG, resolution, each at several strengths, and the image as read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEPT = ["id", "source", "box", "altered", "dsc"]
 
 
 def sweep(model: Path, data: Path, out: Path, count: int = CASES, box: str = "oracle") -> None:
-    """Write the table of a model on ``count`` test films, spread over sources and labels.
+    """Write the table of a model on ``count`` test images, spread over sources and labels.
 
     Raises
     ------

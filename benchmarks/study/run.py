@@ -26,7 +26,7 @@ from plan import PLAN, Job, Place, jobs_of, read_plan
 
 SOURCES = ("jsrt", "shenzhen")
 DEGRADED_SEED = 1
-"""The sweep over films made worse is long, and made with one seed."""
+"""The sweep over degraded images is long, and made with one seed."""
 GIVE_UP = 4
 """So many failures are no accident: more jobs would only cost time."""
 

@@ -31,7 +31,7 @@ from adalora_qat.errors import ExportError
 from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.compare import compare, verdict
 from adalora_qat.files import sha256_file, write_json, write_text
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _machine import describe_machine

@@ -8,6 +8,7 @@
     RUN/stage1/history.csv, ranks.csv  losses by step and epoch; ranks by layer and event
     RUN/stage1/checkpoints/*.safetensors   progress inside the stage, removed when it ends
     RUN/ptq/…, RUN/stage2/…
+    RUN/facts.json                     parameters, ranks, bytes by stage (``study.facts``)
 
 A checkpoint is one safetensors file, written beside and renamed: it is there whole or not
 at all. Scalars travel as JSON in its header, so nothing is ever unpickled.
@@ -62,6 +63,9 @@ class RunFolder:
     def create(cls, path: Path, config: RunConfig) -> RunFolder:
         """Open a run folder for a configuration, making it if it is not there.
 
+        A folder in which no stage has left anything takes the new configuration: a start that
+        failed does not stand in the way of the corrected one.
+
         Raises
         ------
         CheckpointError
@@ -71,6 +75,9 @@ class RunFolder:
         """
         existing = path / "config.yaml"
         if existing.is_file():
+            if not any(path.glob("*/checkpoints/*")) and not any(path.glob("*/*.safetensors")):
+                write_text(existing, dump_config(config))
+                return cls(path, config)
             other = cls.open(path).config
             if other != config:
                 found = differences(_plain(other), _plain(config))

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adalora_qat.errors import ConfigError
+from adalora_qat.predictor import STRUCTURE_NAME
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -17,9 +19,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys."""
+    """A part of the configuration: immutable, no unknown keys, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -27,7 +29,8 @@ class ModelConfig(Section):
 
     variant: str = "litemedsam"
     weights: str | None = None
-    """A file, a local folder or a Hub id; None takes the variant's published weights."""
+    """A file, a local folder or a Hub id; None takes the variant's published weights, and
+    ``packaged`` the INT8 model that comes with this package, dequantized (LiteMedSAM)."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` exists for benchmarks and tests and is stamped on every result."""
     side: Annotated[int, Field(ge=32)] | None = None
@@ -40,7 +43,7 @@ class PromptConfig(Section):
     """The box prompt drawn from the truth in training and validation."""
 
     target: str | tuple[str, ...] = "lung"
-    """A mask kind, or several: then each has its own box and mask in every sample."""
+    """A structure, or several: then each has its own box and mask in every sample."""
     jitter_px: Annotated[int, Field(ge=0)] = 5
     """Each box edge moves by a uniform integer in ±jitter_px, in model pixels."""
     oracle: Fraction = 0.0
@@ -55,12 +58,17 @@ class PromptConfig(Section):
         if self.oracle + self.whole_image > 1:
             raise ValueError("oracle + whole_image are shares of one whole: at most 1 together")
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError("target must name one mask kind, or several different ones")
+            raise ValueError("target must name one structure, or several different ones")
+        if unfit := [name for name in self.targets if not re.fullmatch(STRUCTURE_NAME, name)]:
+            raise ValueError(
+                f"{unfit[0]!r} cannot name a structure: give lower-case letters, digits and "
+                "underscores, a letter first, as in left_kidney"
+            )
         return self
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The mask kinds as a tuple, also where one is given."""
+        """The structures as a tuple, also where one is given."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
 
@@ -300,7 +308,7 @@ class RunConfig(Section):
     """Everything that decides what a run computes."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass; Λ, scales and optimizer state stay FP32. ``tf32`` is FP32
     with products of 10-bit mantissas on GPUs that have them, and FP32 elsewhere."""

@@ -8,6 +8,12 @@ traceback.
 from __future__ import annotations
 
 
+def printable(value: object) -> str:
+    """Return text that any terminal can show: a name that is not UTF-8, or holds ESC, escaped."""
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """Something the user gave, or the machine they gave it on, cannot be worked with."""
 

@@ -1,7 +1,7 @@
-"""What every segmenter in the house looks like from outside.
+"""What every segmenter looks like from outside.
 
-NumPy only, so that the deployed runtime, the trained model and the peers of
-the study can share it without importing each other.
+NumPy only, so that the deployed runtime, the trained model and the baselines
+can share it without importing each other.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class Prediction:
     boxes_xyxy_original: NDArray[np.float32]
 
 
+# What a mask is of: a word that can be part of the name of a column and of a file.
+STRUCTURE_NAME = r"[a-z][a-z0-9_]{0,47}"
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """Segments an image given boxes.
@@ -47,26 +51,35 @@ class Predictor(Protocol):
         ...
 
     def predict(
-        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:
-        """Segment one image.
+        """Segment one image, one mask a box.
+
+        There is no "no box" here: who means the whole image gives its box
+        (``imaging.geometry.whole_box``), and finding one is a matter of two predictions
+        (``imaging.automatic_prompt``).
 
         Parameters
         ----------
         image : (H, W) or (H, W, 3), any real dtype, grey or RGB.
-        boxes_xyxy_original : (N, 4), pixels of the original, or None for no prompt
-            (the whole image stands in as the box).
+        boxes_xyxy_original : (N, 4), (x0, y0, x1, y1) in continuous pixels of the original,
+            N at least 1.
+
+        Raises
+        ------
+        DataError
+            If the image is not one or of one colour, or a box does not fit it.
         """
         ...
 
 
 def uses_boxes(predictor: Predictor) -> bool:
-    """Whether the boxes given to a predictor change its answer; True unless it says otherwise."""
+    """Whether the boxes given to a predictor change its masks; True unless it says otherwise."""
     return bool(getattr(predictor, "uses_boxes", True))
 
 
-Prompted = Callable[[NDArray[np.generic] | None], Prediction]
-"""Boxes (N, 4) of one image, or None for the whole image, to what ``predict`` gives."""
+Prompted = Callable[[NDArray[np.generic]], Prediction]
+"""Boxes (N, 4) of one image to what ``predict`` gives."""
 
 
 @runtime_checkable

@@ -18,6 +18,38 @@ from pydantic import BaseModel, ValidationError
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import ConfigError
 
+# The longest recipe of the package has 2 kB and 4 levels.
+_LARGEST, _DEEPEST = 2**17, 20
+_SHOWN = 80
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases, which can make a few bytes billions, and not deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, unless it is an alias or lies too deep."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken: write the value out")
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML from outside: no objects, no aliases, bounded depth.
+
+    Raises
+    ------
+    yaml.YAMLError
+        Saying what is not taken, and where it is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the package."""
@@ -80,7 +112,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ConfigError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
+        text = _text_of(path)
     elif str(recipe) in recipe_names():
         text = (
             resources.files("adalora_qat").joinpath("recipes", f"{recipe}.yaml").read_text("utf-8")
@@ -93,12 +125,29 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
             "or a path to a .yaml file)"
         )
     try:
-        values = yaml.safe_load(text) or {}
+        values = read_yaml(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{recipe} is not YAML: {error}") from error
+        raise ConfigError(f"{recipe} is not a recipe in YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{recipe} must hold sections (a mapping), got {type(values).__name__}")
     return values
+
+
+def _text_of(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise ConfigError(f"{path} has {size:,} bytes; a recipe has {_LARGEST:,} at most")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -113,11 +162,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {section} is a value, not a section")
     try:
         # YAML 1.1 reads 1e-3 as a string; a number is what a user means by it.
-        place[leaf] = _number(text) if _number(text) is not None else yaml.safe_load(text)
+        place[leaf] = _number(text) if _number(text) is not None else read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"override {override!r}: the value is not YAML; a word that begins with * or holds a "
-            "colon wants quotes inside, as in 'adapt.targets=[\"*.qkv\"]'"
+            f"override {_short(override)}: the value is not YAML; a word that begins with * or "
+            "holds a colon wants quotes inside, as in 'adapt.targets=[\"*.qkv\"]'"
         ) from error
 
 
@@ -139,7 +188,7 @@ def _explain(problem: Any) -> str:
         )
         return f"unknown key {where}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}={problem['input']!r}: {message}" if problem["loc"] else message
+    return f"{where}={_short(problem['input'])}: {message}" if problem["loc"] else message
 
 
 def _known(location: Sequence[Any]) -> list[str]:

@@ -18,11 +18,9 @@ from adalora_qat.adapt.rank_budget import (
     RankBudget,
     after_step,
     compact,
-    cubic_budget,
     global_masks,
     history_csv,
     ranks,
-    scheduled_budget,
     write_history_csv,
 )
 from adalora_qat.adapt.svd_linear import SVDLinear, orthogonality_penalty
@@ -330,16 +328,6 @@ def test_masks_of_the_first_process_hold_everywhere(tmp_path: Path) -> None:
     assert printed == [wanted, wanted]
 
 
-def test_the_cubic_schedule_falls_from_start_to_target() -> None:
-    plan = {"total": 110, "warmup": 10, "final": 20, "start": 100, "target": 20}
-    seen = [cubic_budget(step, **plan) for step in range(111)]
-    assert seen[0] == seen[10] == 100
-    # Half way down: 20 + 80 · (1/2)³.
-    assert seen[50] == 30
-    assert seen[90] == seen[110] == 20
-    assert seen == sorted(seen, reverse=True)
-
-
 def test_pruning_by_total_and_by_mean_are_the_same() -> None:
     by_mean, by_total = svd_adapters(model()), svd_adapters(model())
     RankBudget(by_mean).prune(by_mean, 2)
@@ -359,28 +347,3 @@ def test_compaction_carries_the_smoothed_measure_along() -> None:
     assert all(torch.equal(budget.importance[name], wanted[name]) for name in wanted)
     train(net, optimizer, budget, 2, seed=2)
     assert sum(ranks(layers).values()) == 6
-
-
-def test_a_cubic_allocation_prunes_at_its_interval_and_at_its_end() -> None:
-    config = AdaptConfig(
-        rank=8,
-        schedule=({"epoch": 1, "rank": 2},),
-        allocation="cubic",
-        cubic_warmup=0.1,
-        cubic_final=0.25,
-        cubic_interval=20,
-    )
-    budgets = {step: scheduled_budget(config, step, 100, layers=3) for step in range(1, 101)}
-    planned = {step: budget for step, budget in budgets.items() if budget is not None}
-    assert list(planned) == [20, 40, 60, 75]
-    assert planned[75] == 6
-    # 6 + 18 · (1 − 10/65)³ = 16.9
-    assert planned[20] == 16
-    assert config.pruning_at(15) == {}
-    assert scheduled_budget(AdaptConfig(), 20, 100, layers=3) is None
-
-
-@pytest.mark.parametrize("change", [{"schedule": ()}, {"cubic_warmup": 0.5, "cubic_final": 0.5}])
-def test_a_cubic_allocation_without_room_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"give one|below 1"):
-        AdaptConfig(allocation="cubic", **change)

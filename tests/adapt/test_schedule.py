@@ -2,7 +2,7 @@
 
 import pytest
 
-from adalora_qat.adapt.schedule import RankSchedule
+from adalora_qat.adapt.schedule import RankSchedule, cubic_budget
 from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import ConfigError
 
@@ -42,3 +42,37 @@ def test_too_few_steps_for_a_cubic_fall_are_refused() -> None:
     config = AdaptConfig(allocation="cubic", cubic_warmup=0.5, cubic_final=0.49)
     with pytest.raises(ConfigError, match="no step to prune in: 2 steps"):
         RankSchedule(config, epochs=2, steps_per_epoch=1, layers=3)
+
+
+def test_the_cubic_schedule_falls_from_start_to_target() -> None:
+    plan = {"total": 110, "warmup": 10, "final": 20, "start": 100, "target": 20}
+    seen = [cubic_budget(step, **plan) for step in range(111)]
+    assert seen[0] == seen[10] == 100
+    # Half way down: 20 + 80 · (1/2)³.
+    assert seen[50] == 30
+    assert seen[90] == seen[110] == 20
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_a_cubic_allocation_prunes_at_its_interval_and_at_its_end() -> None:
+    config = AdaptConfig(
+        rank=8,
+        schedule=({"epoch": 1, "rank": 2},),
+        allocation="cubic",
+        cubic_warmup=0.1,
+        cubic_final=0.25,
+        cubic_interval=20,
+    )
+    schedule = RankSchedule(config, epochs=10, steps_per_epoch=10, layers=3)
+    planned = budgets(schedule, 100)
+    assert list(planned) == [20, 40, 60, 75]
+    assert planned[75] == 6
+    # 6 + 18 · (1 − 10/65)³ = 16.9
+    assert planned[20] == 16
+    assert config.pruning_at(15) == {}
+
+
+@pytest.mark.parametrize("change", [{"schedule": ()}, {"cubic_warmup": 0.5, "cubic_final": 0.5}])
+def test_a_cubic_allocation_without_room_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"give one|below 1"):
+        AdaptConfig(allocation="cubic", **change)

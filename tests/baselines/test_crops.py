@@ -10,7 +10,7 @@ from adalora_qat.baselines.predict import BaselinePredictor
 from adalora_qat.config import BaselinesConfig, DataConfig, PromptConfig
 from adalora_qat.corpus.records import Record
 from adalora_qat.corpus.sources import read_source
-from adalora_qat.imaging.geometry import Frame, load_image, load_mask, mask_box
+from adalora_qat.imaging.geometry import Frame, load_image, load_mask, mask_box_inclusive
 from adalora_qat.phantom.phantom import write_phantoms
 
 FRAME = Frame(64, "minmax")
@@ -52,7 +52,7 @@ def test_training_and_prediction_see_the_same_crop(records: list[Record]) -> Non
     predictor = BaselinePredictor(look, config, "stub")
     for index, record in enumerate(records):
         truth = np.logical_or.reduce([load_mask(p) for p in record.mask_parts("lung")])
-        predictor.predict(load_image(record.image), mask_box(truth)[None])
+        predictor.predict(load_image(record.image), mask_box_inclusive(truth)[None])
         sample = dataset[index]
         h, w = sample.valid
         assert np.array_equal(sample.image[0, :h, :w].numpy(), seen[-1])
@@ -61,7 +61,7 @@ def test_training_and_prediction_see_the_same_crop(records: list[Record]) -> Non
 def test_masks_and_boxes_move_with_the_crop(records: list[Record]) -> None:
     dataset = BoxCropDataset(records, DataConfig(), FRAME, 0.25, train=False)
     for sample in (dataset[index] for index in range(len(records))):
-        found = mask_box(sample.masks[0].numpy() > 0)
+        found = mask_box_inclusive(sample.masks[0].numpy() > 0)
         assert np.abs(found - sample.boxes[0].numpy()).max() < 1.5
         # A quarter of the box on each side: the long side is two thirds of the crop, or more
         # where the image ends.

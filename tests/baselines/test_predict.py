@@ -14,6 +14,7 @@ from adalora_qat.errors import CheckpointError, DataError, ExportError
 from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.evaluate.robustness import evaluate_prompts
 from adalora_qat.export.run import export_stage
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.predictor import Predictor, uses_boxes
 
 IMAGE = (128 + 90 * np.sin(np.arange(80 * 60).reshape(80, 60) / 37)).astype(np.uint8)
@@ -33,7 +34,8 @@ def test_whole_image_baselines_ignore_boxes(trained: Any) -> None:
     predictor = open_baseline(trained("unet").run.stage("stage1") / MODEL_FILE)
     assert isinstance(predictor, Predictor)
     assert not uses_boxes(predictor)
-    alone, asked = predictor.predict(IMAGE, None), predictor.predict(IMAGE, BOXES)
+    whole = whole_box(*IMAGE.shape)[None]
+    alone, asked = predictor.predict(IMAGE, whole), predictor.predict(IMAGE, BOXES)
     assert asked.masks.shape == (2, 80, 60)
     assert np.array_equal(asked.masks[0], asked.masks[1])
     assert np.array_equal(alone.masks[0], asked.masks[0])

@@ -64,6 +64,18 @@ def test_bench_compares_and_writes(run: Path, tmp_path: Path, command: Callable[
     assert answer["machine"]["cores"] and answer["threads"] == 1
 
 
+def test_ship_names_the_folder_that_it_replaces(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["ship", str(run), "--data", str(tmp_path)])
+    assert ended.value.code == 2 and "Missing option '--out'" in capsys.readouterr().err
+    app(["--help"], standalone_mode=False)
+    users, _, maintainers = capsys.readouterr().out.partition("For maintainers")
+    assert re.search(r"\bship\b +Make", maintainers)
+    assert not re.search(r"\bship\b +Make", users)
+
+
 def test_refusals_write_nothing(
     run: Path, model: Path, tmp_path: Path, command: Callable[..., str]
 ) -> None:

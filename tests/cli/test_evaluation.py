@@ -10,8 +10,8 @@ import pytest
 
 TINY = [
     "model.variant=tiny-test", "model.init=random", "model.side=64", "adapt.rank=4",
-    "adapt.schedule_epochs=2", "adapt.schedule=[{epoch: 1, rank: 2}]", "stage1.epochs=1",
-    "stage2.epochs=1",
+    "adapt.schedule_epochs=2", "adapt.schedule=[{epoch: 1, rank: 3}, {epoch: 2, rank: 2}]",
+    "stage1.epochs=2", "stage2.epochs=1",
 ]  # fmt: skip
 
 

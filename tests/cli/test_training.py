@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adalora_qat.cli import app
+from adalora_qat.cli.training import _one_each
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.model.sam import random_segmenter
@@ -180,3 +181,8 @@ def test_params_set_the_papers_figures_beside_ours() -> None:
 def test_an_adapter_needs_a_run(tmp_path: Path) -> None:
     refused(run("adapter", tmp_path / "none", "--out", tmp_path / "out"), "is not a run folder")
     assert not (tmp_path / "out").exists()
+
+
+def test_data_sets_in_one_argument_end_where_another_name_begins() -> None:
+    given = ["jsrt=/my data/jsrt shenzhen=b", "own=pairs:/c"]
+    assert _one_each(given) == ["jsrt=/my data/jsrt", "shenzhen=b", "own=pairs:/c"]

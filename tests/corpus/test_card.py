@@ -12,7 +12,8 @@ from PIL import Image
 
 from adalora_qat.corpus.card import _curve, _outline
 from adalora_qat.corpus.prepare import prepare
-from adalora_qat.phantom.phantom import write_phantoms
+from adalora_qat.corpus.sources import Source
+from adalora_qat.phantom.phantom import phantom, write_phantoms
 
 VOID = {"meta", "br", "path", "image", "link", "img"}
 
@@ -87,10 +88,28 @@ def test_it_shows_counts_and_pictures(parsed: Outline) -> None:
     assert len(pictures) >= 12
     stored = base64.b64decode(str(pictures[0]["href"]).partition(",")[2])
     assert Image.open(io.BytesIO(stored)).size == (96, 96)
-    outlines = [
-        a for tag, a in parsed.tags if tag == "path" and "var(--heart)" in str(a.get("style"))
-    ]
+    outlines = [a for tag, a in parsed.tags if tag == "path" and "#ff6d5a" in str(a.get("style"))]
     assert len(outlines) >= 10
+
+
+def test_it_claims_patients_only_where_ids_were_given(page: str, tmp_path: Path) -> None:
+    assert "and so do the images of one patient." in page
+    for name in ("images", "masks/liver"):
+        (tmp_path / "a b=c" / name).mkdir(parents=True)
+    for seed in range(3):
+        made = phantom(seed, 64, "abdomen")
+        Image.fromarray(made.image).save(tmp_path / "a b=c" / "images" / f"{seed}.png")
+        Image.fromarray(made.masks["liver"]).save(tmp_path / "a b=c/masks/liver" / f"{seed}.png")
+    write_phantoms(tmp_path / "p", 2, side=64)
+    own = Source("pairs", tmp_path / "a b=c")
+    prepare({"site_a": own}, tmp_path / "one", jobs=1)
+    card = (tmp_path / "one" / "card.html").read_text(encoding="utf-8")
+    assert "Duplicates stand on one side of every split. site_a: not every image has a" in card
+    assert "<h2>Duplicates</h2>" in card and "patient with" not in card
+    assert "stroke: var(--colour)" in card and "hsl(200 75% 62%)" in card
+    prepare({"site_a": own, "phantom": tmp_path / "p"}, tmp_path / "two", jobs=1)
+    card = (tmp_path / "two" / "card.html").read_text(encoding="utf-8")
+    assert "of every split; so do the images of one patient of phantom. site_a: not" in card
 
 
 def test_every_picture_has_a_name(parsed: Outline) -> None:

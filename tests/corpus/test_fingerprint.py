@@ -32,7 +32,7 @@ def one(tmp_path: Path, image: np.ndarray, name: str = "a.png") -> Record:
 def test_a_sound_image_is_measured(tmp_path: Path) -> None:
     image = phantom(0, 200).image
     found = fingerprint(one(tmp_path, image), Measuring(tmp_path))
-    assert found.findings == ()
+    assert found.objections == ()
     assert (found.height, found.width) == (200, 200)
     assert found.histogram is not None and found.thumbnail is not None
     expected = [((image >= low) & (image < low + 4)).sum() for low in range(0, 256, 4)]
@@ -45,8 +45,8 @@ def test_a_broken_file_is_a_finding(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(broken)
     found = fingerprint(Record("s/x", "s", path), Measuring(tmp_path))
-    assert [finding.code for finding in found.findings] == ["image_unreadable"]
-    assert str(path) in found.findings[0].reason
+    assert [objection.code for objection in found.objections] == ["image_unreadable"]
+    assert str(path) in found.objections[0].reason
     assert found.pixel_hash == "" and found.thumbnail is None
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_kills_or_stalls_its_decoder_is_a_finding(
     for name in names:
         result = found[f"s/{name}"]
         if name in ("bad", "slow"):
-            assert "crashes its decoder" in result.findings[0].reason
+            assert "crashes its decoder" in result.objections[0].reason
         else:
             assert result.pixel_hash == "read"
 

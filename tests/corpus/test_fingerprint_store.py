@@ -11,7 +11,7 @@ from PIL import Image
 from adalora_qat.corpus.fingerprint import Fingerprint, Measuring, fingerprint
 from adalora_qat.corpus.fingerprint_store import FingerprintStore, stamp
 from adalora_qat.corpus.mask_codes import EncodedRecord, RelativeRuns
-from adalora_qat.corpus.quality import Finding, QualityLimits
+from adalora_qat.corpus.quality import Objection, QualityLimits
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import UserError
 from adalora_qat.phantom.phantom import phantom
@@ -47,9 +47,9 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
 def test_a_file_without_pixels_is_kept_too(tmp_path: Path) -> None:
     lost = Record("s/lost", "s", tmp_path / "lost.png")
     with FingerprintStore(tmp_path / "store.sqlite") as store:
-        store.add([Fingerprint(lost, (Finding("image_unreadable", "why"),))], {"s/lost": "x"})
+        store.add([Fingerprint(lost, (Objection("image_unreadable", "why"),))], {"s/lost": "x"})
         assert store.thumbnail("s/lost") is None
-        assert store.facts([lost])["s/lost"].findings == (Finding("image_unreadable", "why"),)
+        assert store.facts([lost])["s/lost"].objections == (Objection("image_unreadable", "why"),)
         assert list(store.histograms()) == []
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from adalora_qat.corpus import prepare as module
 from adalora_qat.corpus.outcome import PrepareReport
 from adalora_qat.corpus.prepare import prepare
+from adalora_qat.corpus.sources import Source
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.phantom.phantom import phantom, write_phantoms
@@ -142,6 +143,65 @@ def test_an_external_set_keeps_its_twins_out_of_training(data: Path, tmp_path: P
     assert report.reasons["phantom"] == {"external_twin": 3}
     twins = pd.read_csv(tmp_path / "quarantine.csv").query("code == 'external_twin'")
     assert len(twins) == 3 and set(twins["source"]) == {"phantom"}
+
+
+def test_structures_and_sources_of_ones_own_reach_the_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "site one"
+    for name in ("", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for seed in range(6):
+        made = phantom(seed, 96, "abdomen")
+        Image.fromarray(made.image).save(folder / f"{seed}.png")
+        for structure, mask in made.masks.items():
+            Image.fromarray(mask).save(folder / "masks" / f"{seed}_{structure}.png")
+    rows = [f"{n}.png,masks/{n}_liver.png,masks/{n}_kidneys.png,40" for n in range(6)]
+    (folder / "t.csv").write_text("\n".join(["image,mask_liver,mask_kidneys,age", *rows]))
+    write_phantoms(tmp_path / "p", 2, side=96)
+    report = prepare(
+        {
+            "site_a": Source("manifest", folder / "t.csv"),
+            "chests": Source("phantom", tmp_path / "p"),
+        },
+        tmp_path / "out",
+        jobs=1,
+        external=("chests",),
+    )
+    assert report.masks["site_a"] == {"liver": 6, "kidneys": 6}
+    assert report.notes == {"site_a": ("column 'age' of t.csv has no meaning here: not used",)}
+    manifest = read_manifest(tmp_path / "out")
+    masks = [name for name in manifest.columns if name.startswith("mask_")]
+    assert masks[-2:] == ["mask_kidneys", "mask_liver"] and masks[0] == "mask_lung"
+    assert set(manifest["source"]) == {"site_a", "chests"}
+    assert set(manifest.loc[manifest["source"] == "chests", "split"]) == {"external"}
+    (record,) = records_of(manifest, "val", "liver")
+    assert record.mask_parts("kidneys")[0].is_file() and not record.mask_parts("lung")
+    csv = read_manifest(tmp_path / "out" / "manifest.csv")
+    pd.testing.assert_frame_equal(csv, manifest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"external": ("pair",)}, "external names pair, which is no source; sources: pairs"),
+        ({"fractions": (0.8, 0.3, 0.1)}, "add up to 1"),
+        ({"sources": {"a b": Source("pairs", Path("x"))}}, "'a b' cannot name a data set"),
+        ({"sources": {"a": Source("pair", Path("x"))}}, "did you mean pairs"),
+        ({"out": Path("data/images/out")}, "lies in the data of pairs"),
+        ({"out": Path("file")}, "is a file"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.png").touch()
+    (tmp_path / "file").touch()
+    arguments = {"sources": {"pairs": Path("data")}, "out": Path("out"), **changes}
+    with pytest.raises(DataError, match=message):
+        prepare(**arguments)  # type: ignore[arg-type]  # one of several, by the parameter
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_usable_leaves_the_reasons(tmp_path: Path) -> None:

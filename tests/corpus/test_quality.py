@@ -40,7 +40,7 @@ def make(tmp_path: Path) -> Maker:
 
 
 def codes(record: Record, limits: QualityLimits | None = None) -> list[str]:
-    return [finding.code for finding in inspect(record, limits)]
+    return [objection.code for objection in inspect(record, limits)]
 
 
 @pytest.mark.parametrize("source", ["jsrt", "shenzhen", "covid19_radiography", "covid_qu_ex"])
@@ -169,5 +169,5 @@ def _look(content: bytes, suffix: str, number: int) -> None:
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         file.write(content)
         file.flush()
-        for finding in inspect(Record(f"fuzz/{number}", "fuzz", Path(file.name))):
-            assert finding.code and finding.reason
+        for objection in inspect(Record(f"fuzz/{number}", "fuzz", Path(file.name))):
+            assert objection.code and objection.reason

@@ -1,10 +1,10 @@
 """Nothing may be lost between the disk and the report."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from adalora_qat.corpus.mask_codes import EncodedRecord, RelativeRuns
 from adalora_qat.corpus.reading import (
     MaskIndex,
     Reading,
@@ -13,6 +13,7 @@ from adalora_qat.corpus.reading import (
     folders_named,
     missing,
     plain,
+    shown,
     subfolders,
 )
 from adalora_qat.corpus.records import Record
@@ -47,14 +48,6 @@ def test_tally_counts_and_sets_aside_a_second_image_of_a_name() -> None:
     assert "second image" in reading.set_aside[0].reason
 
 
-def test_summary_names_masks_and_reasons_with_counts() -> None:
-    coded = EncodedRecord("s/c", "s", Path("c"), codes={"infection": RelativeRuns(("-1",), 1, 1)})
-    aside = [SetAside(Path(n), "odd name") for n in "xy"]
-    reading = Reading("s", Path(), [record("a", lung=Path("m")), coded], aside, found=4)
-    assert reading.mask_counts == {"lung": 1, "infection": 1}
-    assert "4 found, 2 used (1 lung, 1 infection), 2 set aside: 2 × odd name" in reading.summary()
-
-
 def test_folders_are_found_nearest_first_by_letters_and_digits(tmp_path: Path) -> None:
     for name in ("a/b/Left Lung", "left_lung", ".hidden/left_lung", "__MACOSX/left_lung"):
         (tmp_path / name).mkdir(parents=True)
@@ -81,3 +74,13 @@ def test_mask_index_serves_the_first_of_two_and_lists_both(tmp_path: Path) -> No
     assert index.get("a") == tmp_path / "A.png"
     assert "b" not in index
     assert len(index.files) == 2
+
+
+def test_a_name_that_is_not_utf8_is_set_aside_and_can_be_printed() -> None:
+    tally = Tally("s", Path())
+    path = Path(os.fsdecode(b"caf\xe9.png"))
+    tally.use(Record("s/caf", "s", path))
+    assert not tally.records
+    assert "UTF-8" in tally.set_aside[0].reason
+    assert shown(path) == "caf\\xe9.png"
+    assert shown(Path("café.png")) == "café.png"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from adalora_qat.corpus.records import Record
 from adalora_qat.corpus.splits import (
-    MANIFEST_COLUMNS,
     assign_splits,
+    manifest_columns,
     read_manifest,
     records_of,
     write_manifest,
@@ -141,7 +141,7 @@ def manifest(folder: Path) -> pd.DataFrame:
     ]
     return (
         pd.DataFrame(rows)
-        .reindex(columns=list(MANIFEST_COLUMNS))
+        .reindex(columns=manifest_columns([]))
         .astype(object)
         .where(lambda f: f.notna(), None)
     )
@@ -194,3 +194,19 @@ def test_manifests_that_cannot_be_trusted(tmp_path: Path) -> None:
         read_manifest(tmp_path / "broken.parquet")
     with pytest.raises(DataError, match="unknown split"):
         records_of(read_manifest(tmp_path), "training")
+
+
+def test_a_manifest_keeps_other_columns_and_refuses_masks_of_no_structure(tmp_path: Path) -> None:
+    row = {"id": "a/1", "source": "a", "group": "a/1", "split": "train", "image": "/d/1.png"}
+    table = pd.DataFrame([row | {"mask_spleen": "/d/s.png", "width": 4, "height": 4}])
+    table = table.reindex(columns=manifest_columns(["spleen"]))
+    write_manifest(table, tmp_path)
+    text = (tmp_path / "manifest.csv").read_text().splitlines()
+    (tmp_path / "own.csv").write_text(f"{text[0]},scanner\n{text[1]},A\n")
+    manifest = read_manifest(tmp_path / "own.csv")
+    assert list(manifest["scanner"]) == ["A"]
+    (read,) = records_of(manifest, "train", "spleen")
+    assert read.masks == {"spleen": Path("/d/s.png")}
+    (tmp_path / "bad.csv").write_text(f"{text[0]},mask_2\n{text[1]},A\n")
+    with pytest.raises(DataError, match="mask_2, which names no structure"):
+        read_manifest(tmp_path / "bad.csv")

@@ -30,20 +30,19 @@ class Threshold:
 
     def __init__(self, level: int = 100, name: str = "threshold") -> None:
         self.level, self._name, self.calls = level, name, 0
-        self.boxes: list[NDArray[Any] | None] = []
+        self.boxes: list[NDArray[Any]] = []
 
     @property
     def name(self) -> str:
         return self._name
 
     def predict(
-        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:
         self.calls += 1
         self.boxes.append(boxes_xyxy_original)
         height, width = image.shape[:2]
-        whole = np.array([[0, 0, width, height]])
-        boxes = np.asarray(whole if boxes_xyxy_original is None else boxes_xyxy_original, float)
+        boxes = np.asarray(boxes_xyxy_original, float)
         masks = np.zeros((len(boxes), height, width), bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
             inside = (slice(y0, y1 + 1), slice(x0, x1 + 1))
@@ -128,24 +127,24 @@ def test_an_image_is_shown_to_the_model_once(records: list[Record]) -> None:
     model = Threshold()
     evaluate_cases(model, records, ["lung", "heart"])
     assert model.calls == 1 + len(records)  # and the probe
-    assert model.boxes[1] is not None and model.boxes[1].shape == (2, 4)
+    assert model.boxes[1].shape == (2, 4)
 
 
 def test_automatic_boxes_come_from_the_models_own_first_mask(records: list[Record]) -> None:
     model = Threshold()
     table = evaluate_cases(model, records, ["lung"], "automatic")
-    # After the probe, each image is asked twice: without a box, then with what was found.
+    # After the probe, each image is asked twice: as a whole, then with what was found.
     asked = model.boxes[-2 * len(records) :]
-    assert all(box is None for box in asked[::2])
+    assert all(box.tolist() == [[0, 0, W, H]] for box in asked[::2])
     assert set(table["box"]) == {"automatic"} and table["dsc"].min() > 0.9
     edges = table[[f"box_{edge}" for edge in ("x0", "y0", "x1", "y1")]]
     np.testing.assert_array_equal(edges, np.concatenate(asked[1::2]))
 
 
-def test_whole_image_gives_no_box(records: list[Record]) -> None:
+def test_whole_image_is_one_box_for_all_targets(records: list[Record]) -> None:
     model = Threshold()
     table = evaluate_cases(model, records, ["lung", "heart"], "whole")
-    assert model.boxes[1:] == [None] * 3
+    assert [box.tolist() for box in model.boxes[1:]] == [[[0, 0, W, H]]] * 3
     assert set(table["box"]) == {"whole-image"} and set(table["boxes_in_call"]) == {1}
     assert table.loc[0, ["box_x0", "box_y0", "box_x1", "box_y1"]].tolist() == [0, 0, W, H]
     assert table["prediction_area_px"].tolist() == [292] * 6
@@ -319,7 +318,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_runs(
             evaluate_cases(model, *args, **options)
 
     refused("1 ids are listed twice, the first is 'set/a'", [*records, records[0]], ["lung"])
-    refused("name some of", records, ["lungs"])
+    refused("gives a lungs mask; they give .*left_lung", records, ["lungs"])
     refused("each once", records, ["lung", "lung"])
     refused("name some of", records, [])
     refused("none of the 3 records gives a infection mask", records, ["lung", "infection"])

@@ -14,20 +14,7 @@ from scipy.spatial.distance import directed_hausdorff
 
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.contours import contour_distances
-from adalora_qat.evaluate.metrics import (
-    METRICS,
-    assd,
-    band_px,
-    boundary_iou,
-    case_metrics,
-    dice,
-    hd95,
-    iou,
-    nsd_medsam,
-    nsd_surface_distance_2d,
-    precision,
-    recall,
-)
+from adalora_qat.evaluate.metrics import METRICS, band_px, case_metrics, dice
 
 Mask = NDArray[np.bool_]
 H, R2, TRI = math.sqrt(0.5), math.sqrt(2), math.sqrt(3) / 8
@@ -185,10 +172,11 @@ def pairs(count: int, seed: int = 0) -> Iterator[tuple[Mask, Mask]]:
 def test_overlap_of_a_thousand_random_pairs_by_sets_of_pixels() -> None:
     for truth, prediction in pairs(1000):
         t, p = ({*zip(*np.nonzero(m), strict=True)} for m in (truth, prediction))
-        assert dice(truth, prediction) == 2 * len(t & p) / (len(t) + len(p))
-        assert iou(truth, prediction) == len(t & p) / len(t | p)
-        assert precision(truth, prediction) == len(t & p) / len(p)
-        assert recall(truth, prediction) == len(t & p) / len(t)
+        found = case_metrics(truth, prediction)
+        assert found["dsc"] == dice(truth, prediction) == 2 * len(t & p) / (len(t) + len(p))
+        assert found["iou"] == len(t & p) / len(t | p)
+        assert found["precision"] == len(t & p) / len(p)
+        assert found["recall"] == len(t & p) / len(t)
 
 
 def test_distances_of_a_thousand_random_pairs_as_surface_distance() -> None:
@@ -202,12 +190,9 @@ def test_distances_of_a_thousand_random_pairs_as_surface_distance() -> None:
             slab = reference.compute_surface_distances(
                 truth[..., None], prediction[..., None], (1, 1, 1)
             )
-        ours = (
-            nsd_surface_distance_2d(truth, prediction, 2, spacing),
-            hd95(truth, prediction, spacing),
-            assd(truth, prediction, spacing),
-            nsd_medsam(truth, prediction),
-        )
+        found = case_metrics(truth, prediction, spacing)
+        names = ("nsd_deepmind2d_2mm", "hd95_mm", "assd_mm", MED)
+        ours = tuple(found[name] for name in names)
         lengths = flat["surfel_areas_gt"], flat["surfel_areas_pred"]
         total = flat["distances_gt_to_pred"] @ lengths[0]
         total += flat["distances_pred_to_gt"] @ lengths[1]
@@ -245,16 +230,13 @@ def test_monai_agrees_in_subvoxel_mode_and_by_a_pixel_or_so_else() -> None:
         t, p = (torch.from_numpy(m)[None, None].float() for m in (truth, prediction))
         common: dict[str, Any] = {"include_background": True}
         theirs = monai.compute_surface_dice(p, t, [2.0], use_subvoxels=True, **common)
-        assert nsd_surface_distance_2d(truth, prediction) == pytest.approx(theirs.item(), abs=1e-6)
-        assert dice(truth, prediction) == pytest.approx(
-            monai.compute_dice(p, t, **common).item(), abs=1e-6
-        )
-        assert iou(truth, prediction) == pytest.approx(
-            monai.compute_iou(p, t, **common).item(), abs=1e-6
-        )
+        found = case_metrics(truth, prediction)
+        assert found[NSD] == pytest.approx(theirs.item(), abs=1e-6)
+        assert found["dsc"] == pytest.approx(monai.compute_dice(p, t, **common).item(), abs=1e-6)
+        assert found["iou"] == pytest.approx(monai.compute_iou(p, t, **common).item(), abs=1e-6)
         mean = monai.compute_average_surface_distance(p, t, symmetric=True, **common)
         far = monai.compute_hausdorff_distance(p, t, percentile=95, **common)
-        gaps.append((assd(truth, prediction) - mean.item(), hd95(truth, prediction) - far.item()))
+        gaps.append((found[ASSD] - mean.item(), found[HD] - far.item()))
     # Other contour points (pixels, not corners), no lengths, an interpolated percentile.
     largest = np.abs(gaps).max(axis=0)
     assert 0.01 < largest[0] < 1.5
@@ -265,8 +247,9 @@ def test_the_two_nsd_are_not_comparable() -> None:
     rows, columns = np.mgrid[:256, :256] - 127.5
     truth = (rows / 110) ** 2 + (columns / 70) ** 2 <= 1
     shrunk = (rows / 104) ** 2 + (columns / 66) ** 2 <= 1
-    assert nsd_surface_distance_2d(truth, shrunk) < 0.1
-    assert nsd_medsam(truth, shrunk) > 0.95
+    found = case_metrics(truth, shrunk)
+    assert found[NSD] < 0.1
+    assert found[MED] > 0.95
 
 
 def test_boundary_iou_by_counting() -> None:
@@ -279,14 +262,14 @@ def test_boundary_iou_by_counting() -> None:
     # Columns 11–12 and 28–29: full (20); 10 and 30 in one only. Column 13: truth rim only
     # top and bottom (6), prediction full; 27: the other way round; 14–26: 6 each.
     shared = 4 * 20 + 2 * 6 + 13 * 6
-    assert boundary_iou(truth, prediction) == shared / (2 * 204 - shared)
+    assert case_metrics(truth, prediction)[BIOU] == shared / (2 * 204 - shared)
 
 
 def test_boundary_iou_takes_the_image_edge_as_contour() -> None:
     truth = np.ones((6, 6), bool)
     prediction = truth.copy()
     prediction[2:4, 2:4] = False  # bands: outer ring of 20 and, of the ring, all 32
-    assert boundary_iou(truth, prediction) == 20 / 32
+    assert case_metrics(truth, prediction)[BIOU] == 20 / 32
 
 
 def test_millimetres_come_with_a_spacing_only() -> None:
@@ -307,24 +290,14 @@ def test_an_empty_mask_costs_the_diagonal_in_millimetres() -> None:
         assert (found["hd95_mm"], found["assd_mm"], found["nsd_deepmind2d_2mm"]) == (10, 10, 0)
 
 
-def test_one_pass_gives_what_the_functions_give() -> None:
+def test_cropping_and_scaling_change_nothing() -> None:
     for truth, prediction in pairs(20, seed=4):
         found = case_metrics(truth, prediction, (0.7, 0.7))
-        single = {
-            "dsc": dice(truth, prediction),
-            "iou": iou(truth, prediction),
-            "nsd_deepmind2d_2px": nsd_surface_distance_2d(truth, prediction),
-            "nsd_medsam_2px": nsd_medsam(truth, prediction),
-            "nsd_deepmind2d_2mm": nsd_surface_distance_2d(truth, prediction, 2, (0.7, 0.7)),
-            "hd95_px": hd95(truth, prediction),
-            "hd95_mm": hd95(truth, prediction, (0.7, 0.7)),
-            "assd_px": assd(truth, prediction),
-            "assd_mm": assd(truth, prediction, (0.7, 0.7)),
-            "precision": precision(truth, prediction),
-            "recall": recall(truth, prediction),
-            "boundary_iou": boundary_iou(truth, prediction),
-        }
-        assert found == pytest.approx(single, abs=1e-12)
+        for unit, spacing in (("px", (1.0, 1.0)), ("mm", (0.7, 0.7))):
+            whole = contour_distances(truth, prediction, spacing)
+            assert found[f"nsd_deepmind2d_2{unit}"] == pytest.approx(whole.nsd(2), abs=1e-12)
+            assert found[f"hd95_{unit}"] == pytest.approx(whole.hausdorff(95), abs=1e-12)
+            assert found[f"assd_{unit}"] == pytest.approx(whole.mean(), abs=1e-12)
 
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -358,7 +331,7 @@ def test_metrics_do_not_depend_on_order_flips_or_surroundings(truth: Mask, rando
     ],
 )
 def test_refuses_masks_that_do_not_fit(truth: Any, prediction: Any, told: str) -> None:
-    for function in (case_metrics, dice, hd95, nsd_medsam, boundary_iou):
+    for function in (case_metrics, dice):
         with pytest.raises(DataError, match=told.replace("(", r"\(").replace(")", r"\)")):
             function(truth, prediction)
 

@@ -127,10 +127,8 @@ class BoxFiller:
 
     name = "box filler"
 
-    def predict(self, image: np.ndarray, boxes: np.ndarray | None) -> Prediction:
+    def predict(self, image: np.ndarray, boxes: np.ndarray) -> Prediction:
         height, width = image.shape[:2]
-        if boxes is None:
-            boxes = np.array([[0, 0, width, height]], np.float32)
         masks = np.zeros((len(boxes), height, width), bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
             mask[y0 : y1 + 1, x0 : x1 + 1] = True

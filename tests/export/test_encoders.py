@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from adalora_qat.export.encoders import encode
 from adalora_qat.export.graph import Graph
 from adalora_qat.export.kernels import all_nodes
+from adalora_qat.export.onnx import encode
 from adalora_qat.export.tiny_vit_graph import rows_seen
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.tiny_vit import TinyViT, TinyViTConfig

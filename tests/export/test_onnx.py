@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from adalora_qat.config import ExportConfig
-from adalora_qat.errors import ExportError
+from adalora_qat.errors import CheckpointError, ExportError
+from adalora_qat.export.graph import MIN_ONNXRUNTIME
 from adalora_qat.export.kernels import all_graphs, integer_products
 from adalora_qat.export.onnx import export_onnx
 from adalora_qat.export.parity import ParityCase
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import prepare
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.runtime.digest import verified_sha256
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 Converted = Callable[[str, str], Segmenter]
 Cases = Callable[..., list[ParityCase]]
@@ -47,6 +50,7 @@ def test_an_int8_file_is_what_it_says(
     predictor = OnnxPredictor(path)
     assert predictor.metadata.policy == "int8-all"
     assert predictor.metadata.sources == {"run": "ff"}
+    assert predictor.metadata.min_onnxruntime == MIN_ONNXRUNTIME
     assert predictor.metadata.frame == segmenter.variant.frame
     assert predictor.metadata.parity["cases"] == 4
     assert predictor.metadata.parity["dice_min"] == exported.parity.dice_min
@@ -54,6 +58,19 @@ def test_an_int8_file_is_what_it_says(
         logits, iou = predictor.run(golden["image"], golden["boxes"])
         np.testing.assert_array_equal(logits, golden["logits"])
         np.testing.assert_array_equal(iou, golden["iou"])
+
+
+def test_one_flipped_bit_of_a_weight_is_seen(tmp_path: Path, some_cases: Cases) -> None:
+    path = tmp_path / "model.onnx"
+    segmenter = random_segmenter("tiny-test", 0)
+    export_onnx(segmenter, path, some_cases(1), policy="none", sources={})
+    assert verified_sha256(path) == OnnxPredictor(path).sha256
+    weight = segmenter.mask_decoder.upscale_conv2.weight.detach().permute(2, 3, 1, 0).numpy()
+    data = bytearray(path.read_bytes())
+    data[data.index(weight.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.onnx is damaged"):
+        verified_sha256(path)
 
 
 def test_an_fp32_file_passes_the_strict_gate(tmp_path: Path, some_cases: Cases) -> None:
@@ -110,10 +127,11 @@ def test_an_image_is_encoded_once_for_several_prompts(
     image = np.random.default_rng(3).integers(0, 255, (50, 64), dtype=np.uint8)
     boxes = np.array([[4, 6, 40, 44], [10, 10, 60, 30]])
     ask = predictor.prompted(image)
-    first, second = ask(None), ask(boxes)
+    whole = whole_box(*image.shape[:2])[None]
+    first, second = ask(whole), ask(boxes)
     assert ask.embeddings is not None and np.isfinite(ask.embeddings).all()
     # Not nearly: the second prompt reads what the first one stored.
-    np.testing.assert_array_equal(first.logits, predictor.predict(image, None).logits)
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, whole).logits)
     np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
     np.testing.assert_array_equal(second.scores, predictor.predict(image, boxes).scores)
     # What is given as embeddings is what is decoded: the image is not looked at again.

@@ -3,7 +3,7 @@ import pytest
 
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
-from adalora_qat.export.parity import Model, Parity, ParityCase, measure
+from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
 
 
 def square(size: int, shift: int = 0, scale: float = 1.0) -> Model:
@@ -24,7 +24,7 @@ def case(valid_hw: tuple[int, int] = (32, 32), boxes: int = 1) -> ParityCase:
 
 
 def test_figures_of_a_shifted_square() -> None:
-    parity = measure(square(4), square(4, shift=1, scale=2.0), [case(), case(boxes=2)])
+    parity = measure_parity(square(4), square(4, shift=1, scale=2.0), [case(), case(boxes=2)])
     # 16 pixels each, 12 in common; 8 of 256 differ.
     assert parity.dice_min == parity.dice_mean == pytest.approx(24 / 32)
     assert parity.pixel_agreement == pytest.approx(248 / 256)
@@ -36,12 +36,12 @@ def test_figures_of_a_shifted_square() -> None:
 
 def test_padding_does_not_count() -> None:
     # Valid are 8 of 32 rows: 2 of... the low-resolution 16 rows, 4.
-    parity = measure(square(4), square(4, shift=1), [case(valid_hw=(8, 32))])
+    parity = measure_parity(square(4), square(4, shift=1), [case(valid_hw=(8, 32))])
     assert parity.pixel_agreement == pytest.approx(1 - 8 / 64)
 
 
 def test_two_empty_masks_agree() -> None:
-    assert measure(square(0), square(0), [case()]).dice_min == 1.0
+    assert measure_parity(square(0), square(0), [case()]).dice_min == 1.0
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_the_gate(dice: float, pixels: float, passes: bool) -> None:
 
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ExportError, match="not finite"):
-        measure(square(4), square(4, scale=np.inf), [case()])
+        measure_parity(square(4), square(4, scale=np.inf), [case()])
 
 
 def test_there_must_be_cases() -> None:
     with pytest.raises(ExportError, match="no image"):
-        measure(square(4), square(4), [])
+        measure_parity(square(4), square(4), [])

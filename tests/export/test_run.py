@@ -10,8 +10,8 @@ from adalora_qat.export.run import export_halves, export_stage
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.runtime.interactive import InteractivePredictor
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.study.bench_report import phantom_records
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.study.bench import phantom_records
 
 
 @pytest.fixture

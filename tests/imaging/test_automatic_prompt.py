@@ -5,15 +5,16 @@ import numpy as np
 from adalora_qat.imaging.automatic_prompt import automatic_box, predict_automatically
 from adalora_qat.predictor import Prediction, Prompted, prompted
 
+WHOLE = [[0, 0, 64, 32]]
+
 
 def prediction(mask: np.ndarray, boxes: Any, low: int = 16) -> Prediction:
-    count = 1 if boxes is None else len(boxes)
-    given = np.asarray([[0, 0, *mask.shape[::-1]]] if boxes is None else boxes, np.float32)
+    count = len(boxes)
     return Prediction(
         np.repeat(mask[None], count, axis=0),
         np.full(count, 0.5, np.float32),
         np.zeros((count, low, low), np.float32),
-        given,
+        np.asarray(boxes, np.float32),
     )
 
 
@@ -26,7 +27,7 @@ class Recorder:
         self.mask, self.asked, self.encoded = mask, [], 0
 
     def predict(self, image: Any, boxes_xyxy_original: Any) -> Prediction:
-        self.asked.append(boxes_xyxy_original)
+        self.asked.append(boxes_xyxy_original.tolist())
         return prediction(self.mask, boxes_xyxy_original)
 
 
@@ -45,27 +46,26 @@ def two_lungs_and_a_speck() -> np.ndarray:
 
 def test_the_box_is_that_of_the_two_largest_components() -> None:
     # 16 low-resolution pixels span 64: the box is in steps of 4.
-    box = automatic_box(prediction(two_lungs_and_a_speck(), None), (32, 64))
+    box = automatic_box(prediction(two_lungs_and_a_speck(), WHOLE), (32, 64))
     assert box is not None and box.tolist() == [8, 8, 52, 28]
 
 
 def test_a_margin_stays_inside_the_image() -> None:
-    box = automatic_box(prediction(two_lungs_and_a_speck(), None), (32, 64), margin=3)
+    box = automatic_box(prediction(two_lungs_and_a_speck(), WHOLE), (32, 64), margin=3)
     assert box is not None and box.tolist() == [0, 0, 64, 32]
 
 
 def test_the_second_answer_is_prompted_with_the_box_of_the_first() -> None:
     predictor = Recorder(two_lungs_and_a_speck())
     found = predict_automatically(predictor, np.zeros((32, 64)))
-    assert predictor.asked[0] is None
-    assert predictor.asked[1].tolist() == [[8, 8, 52, 28]]
+    assert predictor.asked == [WHOLE, [[8, 8, 52, 28]]]
     assert found.boxes_xyxy_original.tolist() == [[8, 8, 52, 28]]
 
 
 def test_nothing_found_leaves_the_whole_image_as_the_box() -> None:
     predictor = Recorder(np.zeros((32, 64), bool))
     found = predict_automatically(predictor, np.zeros((32, 64)))
-    assert predictor.asked == [None] and not found.masks.any()
+    assert predictor.asked == [WHOLE] and not found.masks.any()
     assert found.boxes_xyxy_original.tolist() == [[0, 0, 64, 32]]
 
 
@@ -74,4 +74,4 @@ def test_an_image_is_encoded_once_where_that_can_be() -> None:
     predict_automatically(predictor, np.zeros((32, 64)))
     assert predictor.encoded == 1 and len(predictor.asked) == 2
     plain = Recorder(two_lungs_and_a_speck())
-    assert prompted(plain, np.zeros((32, 64)))(None).masks.any()
+    assert prompted(plain, np.zeros((32, 64)))(np.array(WHOLE)).masks.any()

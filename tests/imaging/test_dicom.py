@@ -1,6 +1,8 @@
 """Radiograph DICOM as scanners and archives write it, and what must be refused."""
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -144,7 +146,6 @@ def test_other_files_under_a_dicom_name_are_named_for_what_they_are(
         ("CT_small.dcm", r"modality CT \(computed tomography\)"),
         ("MR_small.dcm", "modality MR"),
         ("rtplan.dcm", "no rows and columns"),
-        ("image_dfl.dcm", "deflated"),
     ],
 )
 def test_other_dicom_is_refused_with_the_reason(name: str, message: str) -> None:
@@ -174,6 +175,68 @@ def test_a_truncated_file_is_refused(write: Writer, keep: float) -> None:
 def test_a_header_with_an_absurd_size_is_refused_before_decoding(write: Writer) -> None:
     with pytest.raises(DataError, match="no radiograph has"):
         read_dicom(write(Rows=60000, Columns=60000))
+    with pytest.raises(DataError, match=r"24x32 pixels.*limit is 767.*raise max_pixels"):
+        read_dicom_header(write(), max_pixels=24 * 32 - 1)
+    assert read_dicom(write(), max_pixels=24 * 32).pixels.shape == (24, 32)
+
+
+def test_a_deflated_file_that_grows_without_end_is_refused(write: Writer) -> None:
+    path = write()
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00420011, "OB", bytes(60_000_000))
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match="when inflated"):
+        read_dicom(path, max_pixels=1000)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="without its end"):
+        read_dicom(path)
+
+
+def test_elements_out_of_order_and_bytes_left_over_are_refused_unless_lenient(
+    write: Writer,
+) -> None:
+    path = write()
+    content = path.read_bytes()
+    rows = content.index(b"\x28\x00\x10\x00US")
+    swapped = content[:rows] + content[rows + 10 : rows + 20] + content[rows : rows + 10]
+    for damaged, message in (
+        (swapped + content[rows + 20 :], "out of order"),
+        (content + b"abc", "3 bytes after"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=message):
+            read_dicom(path)
+        assert read_dicom(path, lenient=True).pixels.shape == (24, 32)
+
+
+def test_what_pydicom_warns_of_is_refused_unless_lenient(
+    tmp_path: Path, fuzz_inputs: ModuleType
+) -> None:
+    # A header that says explicit before elements that are implicit.
+    explicit, implicit = (
+        fuzz_inputs.dicom_bytes(RAMP, 12, syntax)
+        for syntax in (fuzz_inputs.ExplicitVRLittleEndian, fuzz_inputs.ImplicitVRLittleEndian)
+    )
+    ends = (
+        144 + int(pydicom.dcmread(BytesIO(content)).file_meta.FileMetaInformationGroupLength)
+        for content in (explicit, implicit)
+    )
+    path = tmp_path / "a.dcm"
+    path.write_bytes(explicit[: next(ends)] + implicit[next(ends) :])
+    with pytest.raises(DataError, match="found implicit VR"):
+        read_dicom(path)
+    assert read_dicom(path, lenient=True).pixels.shape == (24, 32)
+
+
+def test_threads_leave_settings_and_filters_as_they_were(write: Writer) -> None:
+    paths = [write(f"{number}.dcm") for number in range(12)]
+    before = (list(warnings.filters), pydicom.config.settings.reading_validation_mode)
+    with ThreadPoolExecutor(4) as pool:
+        shapes = {image.pixels.shape for image in pool.map(read_dicom, paths * 4)}
+    assert shapes == {(24, 32)}
+    assert (list(warnings.filters), pydicom.config.settings.reading_validation_mode) == before
 
 
 def test_a_file_without_preamble_and_meta_header_is_read(write: Writer, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From stored values to grey levels: every encoding, every table, worked by hand."""
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.dicom import read_dicom
@@ -22,6 +24,7 @@ SYNTAXES = [
     "ImplicitVRLittleEndian",
     "ExplicitVRLittleEndian",
     "ExplicitVRBigEndian",
+    "DeflatedExplicitVRLittleEndian",
     "RLELossless",
     "JPEGLSLossless",
     "JPEG2000Lossless",
@@ -74,6 +77,56 @@ def test_twelve_bit_jpeg_lossy_jpeg2000_and_near_lossless_decode(name: str, rows
     stored = stored_values(pydicom.dcmread(str(get_testdata_file(name, download=False))))
     assert stored.shape[0] == rows
     assert np.unique(stored).size >= 10
+
+
+def test_both_processes_of_lossless_jpeg_decode(fuzz_inputs: ModuleType) -> None:
+    content = fuzz_inputs.dicom_bytes(RAMP, 12, fuzz_inputs.JPEGLosslessSV1)
+    dataset = pydicom.dcmread(BytesIO(content))
+    # Selection value 1 is one of those that process 14 allows.
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLossless
+    np.testing.assert_array_equal(stored_values(dataset), RAMP)
+
+
+def test_twelve_bit_jpeg_keeps_twelve_bits() -> None:
+    # The sample's levels, as its first row and its extremes were decoded by libjpeg (Thomas
+    # Richter); implementations of the inverse DCT may differ by one.
+    path = str(get_testdata_file("JPGExtended.dcm", download=False))
+    stored = stored_values(pydicom.dcmread(path))
+    assert stored.shape == (1024, 256)
+    assert abs(int(stored.max()) - 264) <= 1 and int(stored.min()) == 0
+
+
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "JPEGLosslessSV1", "JPEGLSLossless"])
+def test_too_much_pixel_data_is_refused_unless_lenient(
+    fuzz_inputs: ModuleType, syntax: str
+) -> None:
+    content = fuzz_inputs.dicom_bytes(RAMP, 12, getattr(fuzz_inputs, syntax))
+    dataset = pydicom.dcmread(BytesIO(content))
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame.rstrip(b"\0") + b"left over!"])
+    else:
+        # Zeros are padding, of which pydicom warns all the same.
+        warnings.filterwarnings("ignore", "The pixel data is")
+        dataset.PixelData += bytes(4)
+        np.testing.assert_array_equal(stored_values(dataset), RAMP)
+        dataset.PixelData += b"left over!"
+    with pytest.raises(DataError, match="bytes"):
+        stored_values(dataset)
+    np.testing.assert_array_equal(stored_values(dataset, lenient=True), RAMP)
+
+
+def test_rle_that_does_not_fill_the_image_is_refused(
+    fuzz_inputs: ModuleType, tmp_path: Path
+) -> None:
+    content = fuzz_inputs.dicom_bytes((RAMP // 16).astype(np.uint8), 8, fuzz_inputs.RLELossless)
+    dataset = pydicom.dcmread(BytesIO(content))
+    frame = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    del frame[-20:]
+    dataset.PixelData = encapsulate([bytes(frame)])
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=r"a\.dcm"):
+        read_dicom(tmp_path / "a.dcm")
 
 
 def test_overlay_bits_above_the_stored_ones_are_dropped(fuzz_inputs: ModuleType) -> None:

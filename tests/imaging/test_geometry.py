@@ -116,7 +116,7 @@ def test_golden_boxes_come_from_the_masks_in_the_model_frame() -> None:
     folder = DATA / "jsrt" / "masks"
     mask = geometry.load_mask(folder / "left_lung" / f"{stem}.png")
     mask |= geometry.load_mask(folder / "right_lung" / f"{stem}.png")
-    ours = geometry.mask_box(geometry.mask_to_model(mask, frame_map))
+    ours = geometry.mask_box_inclusive(geometry.mask_to_model(mask, frame_map))
     assert np.abs(ours - box).max() <= 6  # the reference boxes are jittered by up to 5 px
 
 
@@ -165,12 +165,20 @@ def test_mask_of_another_size_is_refused() -> None:
         geometry.mask_to_model(np.ones((4, 5), bool), FrameMap(5, 4, 8))
 
 
-def test_mask_box_is_first_and_last_index() -> None:
+def test_a_mask_has_a_first_and_last_pixel_and_edges_round_them() -> None:
     mask = np.zeros((10, 20), bool)
     mask[3:7, 5:9] = True
-    np.testing.assert_array_equal(geometry.mask_box(mask), [5, 3, 8, 6])
-    with pytest.raises(DataError, match="no foreground"):
-        geometry.mask_box(np.zeros((4, 4)))
+    np.testing.assert_array_equal(geometry.mask_box_inclusive(mask), [5, 3, 8, 6])
+    edges = geometry.mask_box_edges(mask)
+    np.testing.assert_array_equal(edges, [5, 3, 9, 7])
+    assert (edges[2] - edges[0]) * (edges[3] - edges[1]) == mask.sum()
+    np.testing.assert_array_equal(geometry.last_pixels(edges), [5, 3, 8, 6])
+    np.testing.assert_array_equal(geometry.last_pixels(edges - 0.25), [4.75, 2.75, 8, 6])
+    full = geometry.mask_box_edges(np.ones((10, 20)))
+    np.testing.assert_array_equal(full, geometry.whole_box(10, 20))
+    for draw in (geometry.mask_box_inclusive, geometry.mask_box_edges):
+        with pytest.raises(DataError, match="no foreground"):
+            draw(np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from adalora_qat.model.fast_attention import (
     FastVisionAttention,
     install,
     install_best,
-    uninstall,
 )
 
 
@@ -112,34 +111,27 @@ def test_kernels_may_differ_between_global_and_windowed_layers(
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_install_is_reversible_and_touches_no_parameter(attention: str) -> None:
+def test_install_touches_no_parameter_and_no_name(attention: str) -> None:
     model = encoder(attention=attention)
-    kinds = [type(module) for module in model.modules()]
-    parameters = {name: id(p) for name, p in model.named_parameters()}
-    keys = list(model.state_dict())
-    pixels = torch.randn(1, 3, 36, 36)
-    before = model(pixels).last_hidden_state
-    install(model, "folded")
-    assert isinstance(model.layers[0].attn, FastVisionAttention)
-    assert list(model.state_dict()) == keys
-    assert uninstall(model) == 2
-    assert [type(module) for module in model.modules()] == kinds
-    assert {name: id(p) for name, p in model.named_parameters()} == parameters
-    assert torch.equal(model(pixels).last_hidden_state, before)
     wanted = SamVisionAttention if attention == "eager" else SamVisionSdpaAttention
     assert type(model.layers[0].attn) is wanted
-    assert type(model.layers[0]) is SamVisionLayer
+    parameters = {name: id(p) for name, p in model.named_parameters()}
+    keys = list(model.state_dict())
+    assert install(model, "folded") == 2
+    assert isinstance(model.layers[0].attn, FastVisionAttention)
+    assert list(model.state_dict()) == keys
+    assert {name: id(p) for name, p in model.named_parameters()} == parameters
 
 
 def test_a_copy_of_an_installed_model_stands_alone() -> None:
-    model = encoder()
+    model, pixels = encoder(), torch.randn(1, 3, 36, 36)
     install(model, "folded")
+    before = model(pixels).last_hidden_state
     twin = copy.deepcopy(model)
-    uninstall(model)
-    pixels = torch.randn(1, 3, 36, 36)
     assert isinstance(twin.layers[0].attn, FastVisionAttention)
-    twin_out = twin(pixels).last_hidden_state
-    assert torch.allclose(model(pixels).last_hidden_state, twin_out, atol=1e-5)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(twin(pixels).last_hidden_state, before)
 
 
 def test_position_tables_of_another_length_are_interpolated() -> None:
@@ -166,8 +158,6 @@ def test_bf16_autocast_stays_near_fp32() -> None:
 def test_misuse_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ConfigError, match="no SAM ViT layers"):
         install(nn.Linear(2, 2), "folded")
-    with pytest.raises(ConfigError, match="no fast attention"):
-        uninstall(encoder())
     model = encoder()
     with pytest.raises(ConfigError, match="unknown attention kernel 'flash'"):
         install(model, "folded", window_kernel="flash")

@@ -1,6 +1,7 @@
 import numpy as np
 
 from adalora_qat.imaging.automatic_prompt import automatic_box, predict_automatically
+from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.predictor import EncodesOnce
@@ -15,9 +16,10 @@ def test_one_encoding_serves_many_prompts() -> None:
     segmenter.image_encoder.register_forward_hook(lambda *_: runs.append(1))
     ask = predictor.prompted(image)
     boxes = np.array([[5, 5, 50, 30]])
-    first, second = ask(None), ask(boxes)
+    whole = whole_box(*image.shape[:2])[None]
+    first, second = ask(whole), ask(boxes)
     assert len(runs) == 1
-    np.testing.assert_array_equal(first.logits, predictor.predict(image, None).logits)
+    np.testing.assert_array_equal(first.logits, predictor.predict(image, whole).logits)
     np.testing.assert_array_equal(second.logits, predictor.predict(image, boxes).logits)
 
     runs.clear()

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from adalora_qat.errors import DataError
-from adalora_qat.phantom.phantom import ORGANS, phantom, write_phantoms
+from adalora_qat.phantom.phantom import phantom, write_phantoms
 
 SEEDS = range(12)
+ORGANS = ("left_lung", "right_lung", "heart")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -50,7 +51,7 @@ def test_the_same_seed_is_the_same_image_and_another_is_not() -> None:
     assert (first.image != other.image).mean() > 0.5
 
 
-@pytest.mark.parametrize("arguments", [(-1, 256), (0, 8)])
+@pytest.mark.parametrize("arguments", [(-1, 256), (0, 8), (0, 64, "foot")])
 def test_impossible_phantoms_are_refused(arguments: tuple) -> None:
     with pytest.raises(DataError, match="phantom"):
         phantom(*arguments)

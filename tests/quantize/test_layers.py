@@ -4,13 +4,12 @@ from torch import nn
 
 from adalora_qat.adapt.svd_linear import SVDLinear
 from adalora_qat.quantize.layers import (
-    FAKE_QUANT,
     FakeQuantEmbedding,
     FakeQuantLayer,
     integer_bias,
+    wrap,
 )
 from adalora_qat.quantize.numerics import LayerNumerics, Numerics
-from adalora_qat.quantize.operators import kind_of
 
 W8A8 = LayerNumerics(weight=Numerics(), activation=Numerics())
 W8 = LayerNumerics(weight=Numerics(granularity="channel"))
@@ -20,9 +19,7 @@ W4A8 = LayerNumerics(
 
 
 def frozen(layer: nn.Module, numerics: LayerNumerics, x: torch.Tensor) -> FakeQuantLayer:
-    kind = kind_of(layer)
-    assert kind is not None
-    wrapped = FAKE_QUANT[kind]("layer", layer, numerics)
+    wrapped = wrap("layer", layer, numerics)
     wrapped.weight_quantizer.observe()
     if wrapped.input_quantizer is not None:
         wrapped.input_quantizer.observe()
@@ -105,4 +102,4 @@ def test_adapter_gradients_equal_those_through_the_merged_weight() -> None:
 
 def test_float_numerics_are_not_wrapped() -> None:
     with pytest.raises(ValueError, match="not wrapped"):
-        FAKE_QUANT["linear"]("fc", nn.Linear(2, 2), LayerNumerics())
+        wrap("fc", nn.Linear(2, 2), LayerNumerics())

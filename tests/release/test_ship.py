@@ -20,15 +20,16 @@ from adalora_qat.recipe import load_config
 from adalora_qat.release import ship as ship_module
 from adalora_qat.release.assure import fit_assurance
 from adalora_qat.release.ship import Shipped, ship
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.runtime.shipped import (
+from adalora_qat.runtime.digest import verified_sha256
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.packaged import (
     CARD,
     GOLDEN,
     MODEL,
     SUMS,
     check_golden,
+    packaged_predictor,
     read_sums,
-    shipped_predictor,
 )
 
 
@@ -62,9 +63,11 @@ def test_the_folder_is_whole(made: Shipped) -> None:
     for name, digest in read_sums(made.folder).items():
         assert sha256_file(made.folder / name) == digest
     assert (made.folder / MODEL).stat().st_size == made.size_bytes
-    predictor = shipped_predictor(1, made.folder)
+    predictor = packaged_predictor(1, made.folder)
     assert check_golden(predictor, made.folder) == 1
     assert predictor.metadata.mask_threshold == made.threshold
+    assert predictor.metadata.min_onnxruntime
+    assert verified_sha256(made.folder / MODEL) == predictor.sha256
 
 
 def test_the_card_holds_what_was_measured(made: Shipped) -> None:
@@ -78,7 +81,7 @@ def test_the_card_holds_what_was_measured(made: Shipped) -> None:
 
 
 def test_scores_are_calibrated_and_masks_those_of_the_automatic_prompt(made: Shipped) -> None:
-    predictor = shipped_predictor(1, made.folder)
+    predictor = packaged_predictor(1, made.folder)
     calibration = predictor.assurance.confidence
     assert calibration is not None
     image = phantom(3, side=64).image
@@ -95,7 +98,7 @@ def test_segment_uses_it_without_a_model_or_a_box(
     made: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("adalora_qat.runtime.shipped.weights_folder", lambda: made.folder)
+    monkeypatch.setattr("adalora_qat.runtime.packaged.weights_folder", lambda: made.folder)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     arguments = ["segment", str(tmp_path / "noise.png"), "--out", str(tmp_path / "out")]
@@ -113,15 +116,15 @@ def test_segment_uses_it_without_a_model_or_a_box(
 
 def test_a_package_without_or_with_another_model_says_so(made: Shipped, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no model.*--model"):
-        shipped_predictor(1, tmp_path)
+        packaged_predictor(1, tmp_path)
     for name in (MODEL, SUMS, GOLDEN):
         (tmp_path / name).write_bytes((made.folder / name).read_bytes())
     with (tmp_path / MODEL).open("ab") as file:
         file.write(b"\0" * 16)
-    with pytest.raises(CheckpointError, match=r"not (the file that was shipped|an ONNX)"):
-        shipped_predictor(1, tmp_path)
+    with pytest.raises(CheckpointError, match=r"not (the file that was packaged|an ONNX)"):
+        packaged_predictor(1, tmp_path)
     (tmp_path / GOLDEN).write_bytes(b"other")
-    with pytest.raises(CheckpointError, match="not the file that was shipped"):
+    with pytest.raises(CheckpointError, match="not the file that was packaged"):
         check_golden(OnnxPredictor(made.folder / MODEL, threads=1), tmp_path)
 
 

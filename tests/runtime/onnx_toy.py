@@ -1,4 +1,4 @@
-"""A hand-made model file with known answers: the mask is where the image is bright in the box."""
+"""Hand-made model files with known answers: the mask is where the image is bright."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from adalora_qat.imaging.geometry import Frame
+from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.metadata import ModelMetadata
 
 SIDE, LOW = 32, 16
@@ -64,7 +65,75 @@ def write_toy(path: Path, metadata: ModelMetadata | None = None) -> Path:
         ],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
+    return _save(graph, path, metadata or toy_metadata())
+
+
+def write_toy_halves(folder: Path, stem: str = "toy") -> Path:
+    """Write an encoder, whose path is returned, and its decoder.
+
+    Logits are those of the whole toy; iou = x of the first point / 100.
+    """
+    node, value = helper.make_node, helper.make_tensor_value_info
+    initial = {
+        "zero": np.array([0]), "one": np.array([1]), "axis": np.array([1]),
+        "flat": np.array([LOW * LOW, 1]),
+    }  # fmt: skip
+    encoder = helper.make_graph(
+        [
+            node("AveragePool", ["image"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
+            node("Slice", ["small", "zero", "one", "axis"], ["channel"]),
+            node("Reshape", ["channel", "flat"], ["embeddings"]),
+        ],
+        "encoder",
+        [value("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
+        [value("embeddings", TensorProto.FLOAT, [LOW * LOW, 1])],
+        [numpy_helper.from_array(array, name) for name, array in initial.items()],
+    )
+    initial = {
+        "start": np.array([0, 0]), "end": np.array([1, 1]), "axes": np.array([2, 3]),
+        "row": np.array([1, -1]), "column": np.array([1, -1, 1, 1]),
+        "square": np.array([1, 1, LOW, LOW]), "half": np.float32(0.5),
+        "hundred": np.float32(100), "nothing": np.float32(0),
+    }  # fmt: skip
+    decoder = helper.make_graph(
+        [
+            node("Slice", ["points", "start", "end", "axes"], ["x"]),
+            node("Div", ["x", "hundred"], ["share"]),
+            node("Reshape", ["share", "row"], ["iou"]),
+            node("Reshape", ["iou", "column"], ["iou_column"]),
+            node("Mul", ["iou_column", "nothing"], ["zeros"]),
+            node("Reshape", ["embeddings", "square"], ["seen"]),
+            node("Sub", ["seen", "half"], ["centred"]),
+            node("Add", ["centred", "zeros"], ["logits"]),
+        ],
+        "decoder",
+        [
+            value("embeddings", TensorProto.FLOAT, [LOW * LOW, 1]),
+            value("points", TensorProto.FLOAT, [1, "N", "T", 2]),
+            value("labels", TensorProto.INT64, [1, "N", "T"]),
+            value("masks", TensorProto.FLOAT, [1, "N", LOW, LOW]),
+            value("has_mask", TensorProto.FLOAT, [1, "N"]),
+        ],
+        [
+            value("logits", TensorProto.FLOAT, [1, "N", LOW, LOW]),
+            value("iou", TensorProto.FLOAT, [1, "N"]),
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in initial.items()],
+    )
+    _save(decoder, folder / f"{stem}-decoder.onnx", toy_metadata(part="decoder"))
+    return _save(encoder, folder / f"{stem}-encoder.onnx", toy_metadata(part="encoder"))
+
+
+def _save(graph: onnx.GraphProto, path: Path, metadata: ModelMetadata) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, (metadata or toy_metadata()).to_props())
+    helper.set_model_props(model, metadata.to_props())
     onnx.save(model, path)
+    return path
+
+
+def write_sealed_toy(path: Path) -> Path:
+    """Write the toy as an export of today: with its oldest runtime and a digest."""
+    model = onnx.load(write_toy(path, toy_metadata(min_onnxruntime="1.18")))
+    model.metadata_props.add(key=KEY, value=f'"{BLANK.decode()}"')
+    path.write_bytes(sealed(model.SerializeToString()))
     return path

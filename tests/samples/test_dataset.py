@@ -60,7 +60,7 @@ def test_sample_is_the_image_and_truth_in_the_model_frame(records: list[Record])
         mask = geometry.mask_to_model(lungs, frame_map)
         np.testing.assert_array_equal(sample.image, image)
         np.testing.assert_array_equal(sample.masks, mask[None])
-        np.testing.assert_array_equal(sample.boxes, geometry.mask_box(mask)[None])
+        np.testing.assert_array_equal(sample.boxes, geometry.mask_box_inclusive(mask)[None])
         assert sample.valid == frame_map.valid_hw
         assert sample.id == record.id
 
@@ -141,7 +141,7 @@ def test_augmented_boxes_follow_the_augmented_masks(records: list[Record]) -> No
     moved = 0
     for index in range(5):
         sample = dataset[index]
-        box = geometry.mask_box(sample.masks[0].numpy())
+        box = geometry.mask_box_inclusive(sample.masks[0].numpy())
         np.testing.assert_array_equal(sample.boxes[0], box)
         moved += not torch.equal(sample.masks, plain[index].masks)
     assert moved == 5

@@ -50,3 +50,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     training.stage2()
     export_stage(run, "stage2", run.path / "int8.onnx", split["val"])
     return Trained(run.path, root / "data")
+
+
+@pytest.fixture
+def left_by_training(tmp_path: Path) -> Path:
+    """Write the histories of a run folder, without its models."""
+    for stage, epochs in (("stage1", 3), ("stage2", 1)):
+        folder = tmp_path / stage
+        folder.mkdir()
+        steps = [
+            f"{e},{2 * e - 1 + s},9,{0.2 / e},{0.1 + s}"
+            for e in range(1, epochs + 1)
+            for s in (0, 1)
+        ]
+        (folder / "history.csv").write_text("\n".join(["epoch,step,total,bce,dice", *steps]) + "\n")
+        dice = [f"{e},{2 * e},{0.9 + e / 100}" for e in range(1, epochs + 1)]
+        (folder / "epochs.csv").write_text("\n".join(["epoch,step,val_dice", *dice]) + "\n")
+    (tmp_path / "stage1" / "ranks.csv").write_text(
+        "event,epoch,step,layer,rank_before,rank,importance\n"
+        "1,1,2,a.qkv,8,7,0.5\n1,1,2,b.qkv,8,5,0.4\n"
+        "2,2,4,a.qkv,7,7,0.5\n2,2,4,b.qkv,5,1,0.4\n"
+    )
+    return tmp_path

@@ -10,9 +10,9 @@ import pytest
 
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import case_table, write_cases
-from adalora_qat.evaluate.cases import evaluate_cases
 from adalora_qat.study.entries import entries_of, study_of
 from adalora_qat.study.facts import write_facts
+from adalora_qat.study.measure import evaluate_model
 from adalora_qat.study.models import models_of
 from adalora_qat.study.study import ModelFacts
 
@@ -149,7 +149,7 @@ def test_what_holds_no_table_is_told(tmp_path: Path) -> None:
         study_of([], "x", margin=-1)
 
 
-def test_a_demos_run_folder_brings_its_evaluations_and_facts(trained: Any, tmp_path: Path) -> None:
+def test_a_run_folder_brings_its_evaluations_and_facts(trained: Any, tmp_path: Path) -> None:
     from adalora_qat.corpus.splits import read_manifest, records_of
 
     run = tmp_path / "run"
@@ -160,9 +160,16 @@ def test_a_demos_run_folder_brings_its_evaluations_and_facts(trained: Any, tmp_p
         ("decoder_only", "Decoder fine-tuning"),
         ("int8_runtime", "Full QAT, ONNX"),
     ):
-        predictor, _ = by_name[name].open()
-        evaluate_cases(predictor, records, ["lung"], "oracle", run / "evaluation" / folder)
+        place = run / "evaluation" / folder
+        evaluate_model(by_name[name], records, ["lung"], place, cpu=True)
     study = study_of([str(run)], "Decoder fine-tuning", predict_times=True)
     assert study.facts["Full QAT, ONNX"].bytes == (run / "int8.onnx").stat().st_size
     assert study.facts["Decoder fine-tuning"].encoder == "frozen"
+    assert study.facts["Decoder fine-tuning"].paper == "decoder"
     assert (study.facts["Full QAT, ONNX"].latency_ms or 0) > 0
+
+
+def test_without_facts_no_name_makes_a_row_the_papers(tmp_path: Path) -> None:
+    write(tmp_path / "both", pd.concat([cases("decoder"), cases("qat", 0.01)], ignore_index=True))
+    study = study_of([str(tmp_path / "both")], "decoder")
+    assert {facts.paper for facts in study.facts.values()} == {None}

@@ -1,23 +1,40 @@
 """Parameters, bytes and words for Tables 2 and 3."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adalora_qat.checkpoint import load_model
+from adalora_qat.checkpoint import RunFolder, load_model, save_model
 from adalora_qat.errors import DataError
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.recipe import load_config
-from adalora_qat.study.facts import facts_of, published_counterpart, read_facts, write_facts
+from adalora_qat.study import facts as facts_module
+from adalora_qat.study.facts import (
+    facts_of,
+    read_facts,
+    stage_facts,
+    write_facts,
+    write_run_facts,
+)
 from adalora_qat.study.models import models_of
 from adalora_qat.study.study import ModelFacts
+
+FROZEN = ("stage1.encoder=frozen", "adapt.method=none", "quantize.policy=none", "stage2.epochs=0")
+
+
+@pytest.fixture
+def run(trained: Any, tmp_path: Path) -> RunFolder:
+    """Return a copy of the trained run, without ``facts.json``."""
+    shutil.copytree(trained.run, tmp_path / "run")
+    return RunFolder.open(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def facts(trained: Any) -> dict[str, ModelFacts]:
     models = models_of([str(trained.run)])
-    return {model.name: facts_of(model, *model.open()) for model in models}
+    return {model.name: facts_of(model) for model in models}
 
 
 def test_parameters_are_counted_by_part(facts: dict[str, ModelFacts], trained: Any) -> None:
@@ -59,13 +76,47 @@ def test_words_say_how_parts_were_trained(facts: dict[str, ModelFacts]) -> None:
     assert facts["Full QAT, ONNX"].trainable == facts["Full QAT"].trainable
 
 
-def test_only_what_the_paper_trained_answers_to_its_rows() -> None:
-    lora = load_config("litemedsam", ("adapt.method=lora", "adapt.rank=8", "stage1.decoder=frozen"))
-    assert published_counterpart(lora, "stage1") == "lora"
-    wide = load_config("litemedsam", ("adapt.method=lora", "adapt.rank=16"))
-    assert published_counterpart(wide, "stage1") is None
-    four_bits = load_config("litemedsam", ("quantize.policy=w4a8",))
-    assert published_counterpart(four_bits, "stage2") is None
+def test_facts_are_written_once_and_read_after(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_run_facts(run)
+    assert list(written) == ["stage1", "ptq", "stage2"]
+    assert written["stage1"].policy == "none"
+    assert written["stage2"].policy == "full"
+    # The plan of the conftest: 8 ranks at the start, 4 on average at the end.
+    adapters = written["stage1"].parts["adapters"]
+    assert adapters["start"] == 2 * adapters["pruned"]
+    assert set(written["stage2"].ranks) == set(written["stage1"].ranks)
+    model = next(m for m in models_of([str(run.path)]) if m.kind == "stage2")
+    expected = facts_of(model)
+    monkeypatch.setattr(facts_module, "_counted", pytest.fail)
+    assert facts_of(model) == expected
+    assert write_run_facts(run) == written
+    # Trained again, a stage is counted again.
+    monkeypatch.undo()
+    shutil.copy(run.stage("ptq") / "model.safetensors", run.stage("stage2") / "model.safetensors")
+    assert stage_facts(run, "stage2").sha256 == written["ptq"].sha256
+    (run.path / "facts.json").write_text("[")
+    with pytest.raises(DataError, match=r"facts\.json is damaged"):
+        stage_facts(run, "stage1")
+
+
+def test_a_run_without_facts_is_counted_the_same(run: RunFolder) -> None:
+    counted = {stage: stage_facts(run, stage) for stage in ("stage1", "ptq", "stage2")}
+    assert not (run.path / "facts.json").exists()
+    assert write_run_facts(run) == counted
+
+
+def test_a_stage_of_no_epochs_trains_nothing(tmp_path: Path) -> None:
+    overrides = (*FROZEN, "stage1.epochs=0", "model.variant=tiny-test", "model.init=random")
+    config = load_config("demo", overrides)
+    run = RunFolder.create(tmp_path / "zero-shot", config)
+    segmenter = random_segmenter("tiny-test", 0)
+    save_model(segmenter, run.stage("stage1") / "model.safetensors", config, "stage1")
+    facts = stage_facts(run, "stage1")
+    assert (facts.trainable, facts.paper) == (0, None)
+    assert (facts.encoder, facts.decoder) == ("frozen", "frozen")
+    assert facts.total == sum(p.numel() for p in segmenter.parameters())
 
 
 def test_facts_are_read_back(tmp_path: Path) -> None:

@@ -117,6 +117,6 @@ def test_a_baseline_is_one_row_and_opens_as_a_predictor(tmp_path: Path) -> None:
     predictor, segmenter = row.open()
     assert segmenter is None
     assert not uses_boxes(predictor)
-    facts = facts_of(row, predictor, segmenter)
+    facts = facts_of(row)
     assert facts.total == facts.trainable == sum(p.numel() for p in net.parameters())
     assert (facts.encoder, facts.paper) == ("full, random init", "segformer")

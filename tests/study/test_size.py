@@ -14,7 +14,14 @@ from adalora_qat.export.parity import ParityCase
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.pack import load_packed
 from adalora_qat.quantize.policy import load_policy
-from adalora_qat.study.size import DESCRIPTION, packed_size, quantize_on_phantom, size_of
+from adalora_qat.recipe import load_config
+from adalora_qat.study.size import (
+    DESCRIPTION,
+    packed_size,
+    quantize_on_phantom,
+    size_of,
+    weight_bytes,
+)
 
 Converted = Callable[[str, str], Segmenter]
 
@@ -130,3 +137,15 @@ def test_what_one_phantom_quantizes_loads_again(tmp_path: Path) -> None:
     loaded = load_packed(file, random_segmenter("tiny-test", 1))
     images, boxes = torch.rand(1, 3, 64, 64), torch.tensor([[[5.0, 5, 50, 60]]])
     assert torch.equal(loaded(images, boxes)[0], model(images, boxes)[0])
+
+
+def test_bytes_of_a_policy() -> None:
+    plain = weight_bytes(load_config("sam-vit-base", ["quantize.policy=none"]))
+    assert plain == {"float32": 4 * 93_735_728, "bfloat16": 2 * 93_735_728}
+    decoder = weight_bytes(load_config("sam-vit-base", ["quantize.policy=decoder"]))
+    # Only weights of the decoder and of the prompt encoder may shrink, to a quarter at best.
+    saved = decoder["float32"] - decoder["policy decoder"]
+    assert 0.9 * 3 * 4_058_340 < saved < 3 * (4_058_340 + 6_476)
+    full = weight_bytes(load_config("sam-vit-base"))["policy full"]
+    # All but the qkv layers, norms, biases and positions: 12 × 768 × 2304 stay FP32.
+    assert 4 * 12 * 768 * 2304 < full < decoder["policy decoder"]

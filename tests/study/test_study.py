@@ -45,8 +45,12 @@ def cases(dsc: np.ndarray, model: str = "same name", box: str = "oracle") -> pd.
 def study() -> Study:
     wobble = np.where(np.arange(N) % 2, 1e-4, -1e-4)
     facts = {
-        "decoder only": ModelFacts(9_786_000, 4_058_340, 39_000_000, 400.0, "frozen", "full"),
-        "Full QAT": ModelFacts(10_160_000, 4_425_000, 12_300_000, 200.0, "AdaLoRA, INT8", "INT8"),
+        "decoder only": ModelFacts(
+            9_786_000, 4_058_340, 39_000_000, 400.0, "frozen", "full", "decoder"
+        ),
+        "Full QAT": ModelFacts(
+            10_160_000, 4_425_000, 12_300_000, 200.0, "AdaLoRA, INT8", "INT8", "fullqat"
+        ),
     }
     tables = {
         "decoder only": cases(DECODER),

@@ -1,12 +1,21 @@
-"""A study on a page."""
+"""A study on a page, and a run folder's artefacts."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from adalora_qat.report.page import Figure, Section, render
+from adalora_qat.report.page import Case, Figure, Gallery, Section, Table, render
 from adalora_qat.study.study import ModelFacts, Study, compare_models
-from adalora_qat.study.study_report import case_figures, study_content
+from adalora_qat.study.study_report import (
+    case_figures,
+    results_table,
+    run_content,
+    run_headline,
+    study_content,
+)
 
 
 def cases(shift: float) -> pd.DataFrame:
@@ -73,3 +82,65 @@ def test_one_model_alone_has_no_differences() -> None:
     content = study_content("S", "s", alone)
     assert "differences" not in [section.slug for section in content.sections]
     assert not content.attachments
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    def row(name: str, dice: float) -> dict[str, Any]:
+        return {"name": name, "dice_mean": dice, "dice_std": 0.01, "iou_mean": dice - 0.03, "n": 8}
+
+    rows = [row("zero_shot", 0.9), row("stage1", 0.97), row("int8_runtime", 0.969)]
+    return {
+        "rows": rows,
+        "sizes_bytes": {"fp32": 39_000_000, "int8_onnx": 13_000_000},
+        "ranks": {"a.qkv": 7},
+        "parity": {"dice_min": 0.9991, "pixel_agreement": 0.99987},
+        "seconds": {"stage1": 60.0, "export": 30.0},
+        "seed": 0,
+        "versions": {"torch": "2.13", "numpy": "2.4"},
+        "git_commit": None,
+    }
+
+
+def one_case() -> Case:
+    image = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    mask = np.zeros((64, 64), bool)
+    mask[8:40, 8:40] = True
+    return Case("p/1", image, mask, {"FP32": mask, "INT8": ~mask}, {"INT8": {"dsc": 0.5}})
+
+
+def test_results_tell_the_gap_to_stage_one(summary: dict[str, Any]) -> None:
+    table = results_table(summary["rows"])
+    column = [c.name for c in table.columns].index("Δ DSC to stage 1")
+    assert [row[column] for row in table.rows] == pytest.approx([-0.07, 0.0, -0.001])
+    assert table.emphasised == {2}
+
+
+def test_headline_of_a_run(summary: dict[str, Any]) -> None:
+    facts = {fact.label: fact for fact in run_headline(summary)}
+    assert facts["Dice, INT8 as shipped"].value == "0.9690"
+    assert facts["Dice, INT8 as shipped"].note == "−0.0010 against FP32, n = 8"
+    assert facts["Size of the model"].value == "13.0 MB"
+    assert "3.00× smaller" in facts["Size of the model"].note
+    assert facts["Time"].value == "1.5 min"
+
+
+def test_page_of_a_whole_run(left_by_training: Path, summary: dict[str, Any]) -> None:
+    content = run_content(
+        "Demo", "A run.", summary, left_by_training, [one_case()], {"Config": "seed: 0"}
+    )
+    slugs = [section.slug for section in content.sections]
+    assert slugs == ["results", "training", "size", "cases-section", "time"]
+    gallery = content.sections[3].blocks[0]
+    assert isinstance(gallery, Gallery)
+    assert gallery.compared == ("FP32", "INT8")
+    assert content.provenance == {"seed": "0", "versions": "torch 2.13, numpy 2.4"}
+    page = render(content)
+    assert "4,096 of 4,096 px" in page
+
+
+def test_page_without_histories_or_cases(tmp_path: Path, summary: dict[str, Any]) -> None:
+    content = run_content("Demo", "A run.", summary, tmp_path, [])
+    assert [section.slug for section in content.sections] == ["results", "size", "time"]
+    assert all(isinstance(b, Table) for b in content.sections[0].blocks)
+    render(content)

@@ -96,7 +96,7 @@ def test_layers_are_computed_again_in_the_backward_pass(
     tmp_path: Path, tiny: Tiny, phantoms: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adalora_qat.model.sam import random_segmenter
-    from adalora_qat.train.stages import recompute_activations
+    from adalora_qat.train.placement import recompute_activations
 
     segmenter = random_segmenter("tiny-vit-test", 0)
     calls = 0

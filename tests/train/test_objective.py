@@ -12,12 +12,12 @@ from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare, quantized_layers
 from adalora_qat.train.objective import LossWeights, Objective
+from adalora_qat.train.placement import compile_mode
 from adalora_qat.train.selection import (
     choose_trainable_stage1,
     choose_trainable_stage2,
     trainable,
 )
-from adalora_qat.train.stages import compile_mode
 
 CONFIG = RunConfig.model_validate({"adapt": {"rank": 4, "schedule": []}})
 

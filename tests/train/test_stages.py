@@ -242,7 +242,12 @@ def losses(run: RunFolder) -> list[dict[str, float]]:
 
 
 def test_another_configuration_is_refused(tmp_path: Path, tiny: Tiny) -> None:
-    RunFolder.create(tmp_path / "run", tiny())
+    # Before a stage has left anything, a corrected configuration takes the folder over.
+    RunFolder.create(tmp_path / "run", tiny("stage1.epochs=4"))
+    run = RunFolder.create(tmp_path / "run", tiny())
+    assert RunFolder.open(run.path).config == tiny()
+    (run.stage("stage1") / "checkpoints").mkdir(parents=True)
+    (run.stage("stage1") / "checkpoints" / "step-00000001.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"stage1.epochs is 3 there, 5 here"):
         RunFolder.create(tmp_path / "run", tiny("stage1.epochs=5"))
 

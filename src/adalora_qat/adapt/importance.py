@@ -1,6 +1,12 @@
 """How much a triplet matters: the paper's measure, and PEFT's to compare.
 
 A triplet i of a layer is its (P[:, i], λ[i], Q[i, :]); R triplets a layer.
+
+What enters: the gradients that ``backward`` left, unscaled and not yet clipped, of the whole loss
+L = L_BCE + L_Dice + λ_ortho·L_ortho + λ_iou·L_iou. L_ortho holds no Λ, so ∂L/∂λ has no part of it.
+L_iou, the squared error of the decoder's predicted IoU, does depend on Λ through the embeddings:
+where a recipe sets ``lambda_iou`` above 0 it is a part of the task loss that triplets are judged
+by, with this weight. The paper (Eq. 2) has no such term, nor have recipes that leave it at 0.
 """
 
 from __future__ import annotations
@@ -21,9 +27,17 @@ class Importance(Protocol):
     """A running score of every triplet, updated once an optimizer step."""
 
     def update(self, adapters: Adapters, *, checked: bool = False) -> None:
-        """Read the gradients of this step; a missing or non-finite one raises, unchanged.
+        """Read the gradients of this step, after ``backward`` and before they are clipped.
 
-        ``checked``: they are known to be finite, so the device need not be waited for.
+        Parameters
+        ----------
+        adapters : the layers that the measure was begun with, by name.
+        checked : they are known to be finite, so the device need not be waited for.
+
+        Raises
+        ------
+        TrainingError
+            If a gradient is missing or not finite; the scores stay as they were.
         """
         ...
 
@@ -36,7 +50,7 @@ class Importance(Protocol):
         ...
 
     def keep(self, name: str, indices: Tensor) -> None:
-        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        """Drop the triplets of layer ``name`` that are not in ``indices``, (R',) int64."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -45,7 +59,12 @@ class Importance(Protocol):
 
 
 class SensitivitySum:
-    """Σ over steps of |λ|·|∂L/∂λ| (paper, Sec. 2.2), begun anew at every pruning."""
+    """Σ over steps of |λ|·|∂L/∂λ| (paper, Sec. 2.2), begun anew at every pruning.
+
+    To first order, |λ·∂L/∂λ| is what the loss would change by if the triplet were set to zero
+    (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019). A sum
+    over steps, not over samples: the absolute value is taken of a whole step's gradient.
+    """
 
     def __init__(self, adapters: Adapters) -> None:
         self.total = {name: torch.zeros_like(a.lam.detach()) for name, a in adapters.items()}
@@ -53,6 +72,7 @@ class SensitivitySum:
     def update(self, adapters: Adapters, *, checked: bool = False) -> None:
         """Add |λ|·|∂L/∂λ| of this step."""
         fresh = sensitivities(adapters, ("lam",))
+        # Before anything is added: one NaN would stay in the sums until the next pruning.
         if not checked:
             check_finite(fresh)
         if fresh:
@@ -69,7 +89,7 @@ class SensitivitySum:
             total.zero_()
 
     def keep(self, name: str, indices: Tensor) -> None:
-        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        """Drop the triplets of layer ``name`` that are not in ``indices``, (R',) int64."""
         self.total[name] = self.total[name][indices]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,6 +104,11 @@ class SmoothedSensitivity:
     Ū ← β₂Ū + (1−β₂)|I − Ī|; s = Ī·Ū. A triplet scores s(λ) + mean s(P[:, i]) + mean s(Q[i, :]).
     Entries of P and Q take part, so the orthogonality penalty does enter here, as it does there.
     The averages run on through prunings.
+
+    Parameters
+    ----------
+    adapters : layer → adapter.
+    beta1, beta2 : momentum of the sensitivity and of its uncertainty, in [0, 1).
     """
 
     def __init__(self, adapters: Adapters, beta1: float = 0.85, beta2: float = 0.85) -> None:
@@ -103,6 +128,7 @@ class SmoothedSensitivity:
         if not checked:
             check_finite(fresh)
         for key, score in fresh.items():
+            # Eq. 9: Ī first, as Eq. 10 measures how far this step is from the new average.
             self.sensitivity[key].lerp_(score, 1 - self.beta1)
             spread = (score - self.sensitivity[key]).abs()
             self.uncertainty[key].lerp_(spread, 1 - self.beta2)
@@ -115,7 +141,7 @@ class SmoothedSensitivity:
         """Do nothing: the averages forget by themselves."""
 
     def keep(self, name: str, indices: Tensor) -> None:
-        """Drop the triplets of layer ``name`` that are not in ``indices``."""
+        """Drop the triplets of layer ``name`` that are not in ``indices``, (R',) int64."""
         for leaf, dimension in RANK_DIMENSIONS.items():
             for kind in (self.sensitivity, self.uncertainty):
                 key = f"{name}.{leaf}"
@@ -127,15 +153,22 @@ class SmoothedSensitivity:
         return means | {f"uncertainty.{key}": value for key, value in self.uncertainty.items()}
 
     def _triplet_scores(self, name: str) -> Tensor:
+        # Eq. 11, s = Ī·Ū, entry by entry: (out, R), (R,) and (R, in).
         P, lam, Q = (
             self.sensitivity[f"{name}.{leaf}"] * self.uncertainty[f"{name}.{leaf}"]
             for leaf in ("P", "lam", "Q")
         )
+        # Eq. 7: means, so that long columns of P and rows of Q do not drown the one λ.
         return lam + P.mean(dim=0) + Q.mean(dim=1)
 
 
 def sensitivities(adapters: Adapters, leaves: Sequence[str]) -> dict[str, Tensor]:
     """Return "layer.leaf" → |w|·|∂L/∂w| of parameters of the adapters, FP32, in their shapes.
+
+    Parameters
+    ----------
+    adapters : layer → adapter, after ``backward``.
+    leaves : which of "P", "lam" and "Q" are read.
 
     Raises
     ------
@@ -163,9 +196,16 @@ def sensitivities(adapters: Adapters, leaves: Sequence[str]) -> dict[str, Tensor
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """Raise ``TrainingError`` naming every adapter whose score is not finite.
+    """Refuse scores that are not finite.
 
-    scores : by "layer.leaf".
+    Parameters
+    ----------
+    scores : "layer.leaf" → scores of any shape.
+
+    Raises
+    ------
+    TrainingError
+        Naming every adapter with such a score.
     """
     if not scores:
         return

@@ -83,7 +83,7 @@ def match_linears(module: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in named):
             raise ConfigError(_no_match(pattern, module))
-    found = {}
+    linears = {}
     for name, child in named.items():
         hit = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
         if hit is None:
@@ -94,8 +94,8 @@ def match_linears(module: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.
                 f"adapt.targets pattern {hit!r} matches {name}, a {type(child).__name__}: "
                 "only nn.Linear layers can be adapted; narrow the pattern"
             )
-        found[name] = child
-    return found
+        linears[name] = child
+    return linears
 
 
 def adapters(module: nn.Module) -> dict[str, Adapter]:
@@ -116,12 +116,12 @@ def merge(module: nn.Module) -> list[str]:
     ConfigError
         If there is nothing to merge: it was merged before, or never adapted.
     """
-    found = adapters(module)
-    if not found:
+    adapted = adapters(module)
+    if not adapted:
         raise ConfigError("the model has no adapters to merge: inject first, merge once")
-    for name, adapter in found.items():
+    for name, adapter in adapted.items():
         module.set_submodule(name, adapter.merged().train(adapter.training))
-    return list(found)
+    return list(adapted)
 
 
 def adapter_state(module: nn.Module) -> dict[str, Tensor]:
@@ -147,10 +147,15 @@ def stored_ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
 def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy an adapter state into the adapters of ``module``, exactly.
 
+    Parameters
+    ----------
+    module : has adapters, injected at ``stored_ranks(state)``.
+    state : ``<layer>.<tensor>`` → tensor, as ``adapter_state`` gives it.
+
     Raises
     ------
     CheckpointError
-        If names or shapes differ. Adapters must have been injected at ``stored_ranks(state)``.
+        If names or shapes differ; nothing is changed then.
     """
     own = adapter_state(module)
     if set(own) != set(state):

@@ -68,7 +68,15 @@ class LoRALinear(nn.Module):
         scaling: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Wrap a linear layer, sharing its weight; ``generator`` (CPU) draws A."""
+        """Wrap a linear layer, sharing its weight.
+
+        Parameters
+        ----------
+        linear : the pretrained layer, (out, in).
+        rank : R.
+        scaling : s.
+        generator : draws A, on the CPU; torch's own if None.
+        """
         return cls(linear, rank, scaling, generator)
 
     @property

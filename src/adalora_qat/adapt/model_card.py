@@ -15,7 +15,12 @@ def model_card(
 ) -> str:
     """Return the folder's README with the front matter that the Hugging Face Hub reads.
 
-    ``config`` is what ``adapter_config.json`` holds, ``ranks`` layer → rank.
+    Parameters
+    ----------
+    config : what ``adapter_config.json`` holds.
+    ranks : layer → rank.
+    description : a paragraph on the adapter; a plain one if empty.
+    facts : rows of the table on the training; no table if empty.
     """
     base, method = config["base_model_name_or_path"], config["peft_type"]
     rows = "\n".join(f"| `{name}` | {rank} |" for name, rank in ranks.items())

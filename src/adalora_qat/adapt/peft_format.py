@@ -170,7 +170,12 @@ def inject_peft(
 ) -> dict[str, Adapter]:
     """Put the adapters of a PEFT folder into ``module``, at their stored ranks.
 
-    ``modules``: where what was saved whole goes, by the names that ``save_peft`` was given.
+    Parameters
+    ----------
+    module : changed in place.
+    folder : as PEFT or ``save_peft`` wrote it.
+    prefix : taken off each layer's name; see ``read_peft``.
+    modules : where what was saved whole goes, by the names that ``save_peft`` was given.
 
     Raises
     ------
@@ -189,16 +194,16 @@ def inject_peft(
         )
     config = AdaptConfig(method=stored.method, targets=tuple(ranks), schedule=(), rank=1)
     # The seed is idle: every drawn tensor is overwritten.
-    found = inject(module, config, seed=0, ranks=ranks)
+    injected = inject(module, config, seed=0, ranks=ranks)
     try:
         load_adapter_state(module, stored.state)
         for name, part in whole.items():
             load_strictly(part, stored.modules[name], f"{folder}, {name}")
     except CheckpointError:
-        for name, adapter in found.items():
+        for name, adapter in injected.items():
             module.set_submodule(name, adapter.to_linear())
         raise
-    return found
+    return injected
 
 
 def _adalora_to_peft(
@@ -315,12 +320,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _take_modules(tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Take the tensors of the modules saved whole out of ``tensors``."""
-    found: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for name in names:
         start = f"{_PREFIX}{name}."
         keys = [key for key in tensors if key.startswith(start)]
-        found[name] = {key.removeprefix(start): tensors.pop(key) for key in keys}
-    return found
+        states[name] = {key.removeprefix(start): tensors.pop(key) for key in keys}
+    return states
 
 
 def _by_layer(

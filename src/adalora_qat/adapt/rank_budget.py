@@ -29,7 +29,6 @@ from adalora_qat.adapt.importance import (
     SmoothedSensitivity,
 )
 from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS
-from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.files import write_text
 
@@ -163,36 +162,6 @@ class RankBudget:
     def load_history(self, events: list[dict[str, Any]]) -> None:
         """Restore the history from ``history_json``."""
         self.history = [RankEvent(**event) for event in events]
-
-
-def cubic_budget(step: int, *, total: int, warmup: int, final: int, start: int, target: int) -> int:
-    """Return the budget of triplets at an optimizer step (Zhang et al. 2023, Eq. 12).
-
-    ``start`` up to step ``warmup``, ``target`` from step ``total − final`` on, and between them
-    target + (start − target)·(1 − (step − warmup)/(total − final − warmup))³, rounded down.
-    """
-    if step <= warmup:
-        return start
-    if step >= total - final:
-        return target
-    left = 1 - (step - warmup) / (total - final - warmup)
-    return int(target + (start - target) * left**3)
-
-
-def scheduled_budget(config: AdaptConfig, step: int, total: int, layers: int) -> int | None:
-    """Return the budget of triplets if a cubic allocation prunes after this step, else None.
-
-    ``step`` counts optimizer steps from 1 to ``total``. The last pruning falls on the step where
-    the target is reached, whatever the interval.
-    """
-    if config.method != "adalora" or config.allocation != "cubic":
-        return None
-    warmup, final = round(config.cubic_warmup * total), round(config.cubic_final * total)
-    end = total - final
-    if not warmup < step <= end or (step % config.cubic_interval and step != end):
-        return None
-    start, target = config.rank * layers, config.schedule[-1].rank * layers
-    return cubic_budget(step, total=total, warmup=warmup, final=final, start=start, target=target)
 
 
 def global_masks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from adalora_qat.adapt.rank_budget import scheduled_budget
 from adalora_qat.config import AdaptConfig
 from adalora_qat.errors import ConfigError
 
@@ -30,35 +29,48 @@ class RankSchedule:
     def __init__(
         self, config: AdaptConfig | None, *, epochs: int, steps_per_epoch: int, layers: int
     ) -> None:
-        prunes = config is not None and config.method == "adalora" and layers > 0 and epochs > 0
-        self.config = config if prunes else None
-        self.layers = layers
-        self.steps = epochs * steps_per_epoch
-        self.last_step = 0
-        self._events: dict[int, int] = {}
-        if self.config is None:
-            return
-        if self.config.allocation == "cubic":
-            self.last_step = self._cubic_end(self.config)
-        elif self.config.schedule:
-            pruning = self.config.pruning_at(epochs)
-            self._events = {epoch * steps_per_epoch: rank for epoch, rank in pruning.items()}
-            self.last_step = max(self._events)
+        self._budgets: dict[int, int] = {}
+        if config is not None and config.method == "adalora" and layers > 0 and epochs > 0:
+            if config.allocation == "cubic":
+                self._budgets = _cubic(config, epochs * steps_per_epoch, layers)
+            else:
+                pruning = config.pruning_at(epochs)
+                self._budgets = {e * steps_per_epoch: rank * layers for e, rank in pruning.items()}
+        self.last_step = max(self._budgets, default=0)
 
     def budget_after(self, step: int) -> int | None:
         """Return the triplets to keep after optimizer step ``step`` (1-based), or None."""
-        if self.config is None:
-            return None
-        if step in self._events:
-            return self._events[step] * self.layers
-        return scheduled_budget(self.config, step, self.steps, self.layers)
+        return self._budgets.get(step)
 
-    def _cubic_end(self, config: AdaptConfig) -> int:
-        warmup = round(config.cubic_warmup * self.steps)
-        end = self.steps - round(config.cubic_final * self.steps)
-        if end <= warmup:
-            raise ConfigError(
-                f"a cubic allocation has no step to prune in: {self.steps} steps in all; "
-                "train longer, or use allocation=events"
-            )
-        return end
+
+def _cubic(config: AdaptConfig, total: int, layers: int) -> dict[int, int]:
+    """Return the budget by step; the last falls on the end, whatever the interval."""
+    warmup, final = round(config.cubic_warmup * total), round(config.cubic_final * total)
+    end = total - final
+    if end <= warmup:
+        raise ConfigError(
+            f"a cubic allocation has no step to prune in: {total} steps in all; "
+            "train longer, or use allocation=events"
+        )
+    start, target = config.rank * layers, config.schedule[-1].rank * layers
+    return {
+        step: cubic_budget(
+            step, total=total, warmup=warmup, final=final, start=start, target=target
+        )
+        for step in range(warmup + 1, end + 1)
+        if step % config.cubic_interval == 0 or step == end
+    }
+
+
+def cubic_budget(step: int, *, total: int, warmup: int, final: int, start: int, target: int) -> int:
+    """Return the budget of triplets at an optimizer step (Zhang et al. 2023, Eq. 12).
+
+    ``start`` up to step ``warmup``, ``target`` from step ``total − final`` on, and between them
+    target + (start − target)·(1 − (step − warmup)/(total − final − warmup))³, rounded down.
+    """
+    if step <= warmup:
+        return start
+    if step >= total - final:
+        return target
+    left = 1 - (step - warmup) / (total - final - warmup)
+    return int(target + (start - target) * left**3)

@@ -2,6 +2,11 @@
 
 ΔW = s · P diag(Λ⊙m) Q   (paper, Eq. 1; AdaLoRA, Zhang et al. 2023, Eq. 3)
 
+It has the form of a singular value decomposition without being computed as one: P and Q are kept
+near orthonormal by a penalty (Eq. 2), so that |λ_i| tells how large the i-th direction of the
+update is, and a direction can be dropped without touching the others. LoRA's B·A has no such
+handle: its rank is fixed from the start.
+
 Legend: R rank, i.e. the number of triplets (P[:, i], λ[i], Q[i, :]) that are held in memory;
 ``out`` and ``in`` features of the layer; m the rank mask; s the scaling.
 """
@@ -62,6 +67,8 @@ class SVDLinear(nn.Module):
         if linear.bias is not None:
             self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         like = self.weight
+        # Λ = 0 makes ΔW zero whatever P and Q are; these may not be zero too, for then neither
+        # Λ nor they would ever get a gradient.
         self.P = nn.Parameter(_orthonormal(self.out_features, rank, generator).to(like))
         self.Q = nn.Parameter(_rows(_orthonormal(self.in_features, rank, generator).to(like).T))
         self.lam = nn.Parameter(torch.zeros(rank, device=like.device))
@@ -76,7 +83,20 @@ class SVDLinear(nn.Module):
         scaling: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Wrap a linear layer, sharing its weight; ``generator`` (CPU) draws P and Q."""
+        """Wrap a linear layer, sharing its weight.
+
+        Parameters
+        ----------
+        linear : the pretrained layer, (out, in).
+        rank : R, from 0 to the smaller of ``in`` and ``out``.
+        scaling : s.
+        generator : draws P and Q, on the CPU; torch's own if None.
+
+        Raises
+        ------
+        ConfigError
+            If the rank does not fit the layer.
+        """
         return cls(linear, rank, scaling, generator)
 
     @property
@@ -96,6 +116,8 @@ class SVDLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out); under autocast the products run in its precision."""
+        # Through the R narrow directions, (…, in) → (…, R) → (…, out): R·(in + out) products a
+        # token instead of in·out, and ΔW is never in memory.
         hidden = F.linear(x, self.Q)
         # The product with Λ is FP32, so that ∂L/∂Λ is summed in FP32 under autocast too.
         hidden = (hidden * self.gate()).to(hidden.dtype)
@@ -117,9 +139,11 @@ class SVDLinear(nn.Module):
         dtype = torch.promote_types(self.P.dtype, torch.float32)
         with torch.autocast(self.P.device.type, enabled=False):
             active = self.mask.to(dtype)
+            # Pruned columns become zero, and the identity has a zero in their place.
             P = self.P.to(dtype) * active
             Q = self.Q.to(dtype) * active[:, None]
             identity = torch.diag(active)
+            # Gram matrices (R, R): 1 on the diagonal is unit length, 0 beside it a right angle.
             return (P.T @ P - identity).square().sum() + (Q @ Q.T - identity).square().sum()
 
     @torch.no_grad()
@@ -169,6 +193,12 @@ class SVDLinear(nn.Module):
 def orthogonality_penalty(adapters: Mapping[str, nn.Module]) -> Tensor:
     """Return the mean over SVD adapters of ``SVDLinear.orthogonality``, () FP32.
 
+    Parameters
+    ----------
+    adapters : name → layer; others than SVD adapters are left out.
+
+    Notes
+    -----
     This is L_ortho of the paper's Eq. 2, to be weighted by λ_ortho. A layer of rank 0 adds
     nothing but counts in the mean, so that pruning a layer away does not raise the pressure on
     the others. Without SVD adapters the penalty is zero.
@@ -187,7 +217,9 @@ def _check_rank(rank: int, linear: nn.Linear) -> None:
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
-    # FP64 on the CPU, signs fixed: the same basis on every device and LAPACK.
+    # Q of the QR decomposition of a Gaussian matrix is uniformly distributed over orthonormal
+    # bases once R's diagonal is made positive (Mezzadri 2007); without that its signs depend on
+    # the library. FP64 on the CPU, signs fixed: the same basis on every device and LAPACK.
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
     basis, triangle = torch.linalg.qr(gaussian)
     signed: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
@@ -202,7 +234,13 @@ def _rows(matrix: Tensor) -> Tensor:
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a linear layer that shares (out, in) ``weight`` and ``bias``, without gradients."""
+    """Return a linear layer that shares its tensors with the caller and does not train.
+
+    Parameters
+    ----------
+    weight : (out, in).
+    bias : (out,), or None.
+    """
     # Built on "meta": no memory is filled only to be thrown away.
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)

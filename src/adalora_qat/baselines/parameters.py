@@ -1,4 +1,4 @@
-"""Table 2's columns for the peers, counted from the networks themselves."""
+"""Table 2's columns for the baselines, counted from the networks themselves."""
 
 from __future__ import annotations
 
@@ -47,11 +47,6 @@ def count_baseline(config: RunConfig) -> dict[str, Any]:
         "bytes": {"float32": 4 * whole, "bfloat16": 2 * whole},
         "notes": _notes(baseline),
     }
-
-
-def paper_row(config: BaselinesConfig) -> str | None:
-    """Return the key of the paper's row that a baseline answers to (``paper.MODELS``), or None."""
-    return None if config.architecture == "unet" else config.architecture
 
 
 def trained_size(path: Path) -> int:

@@ -71,7 +71,7 @@ class BaselinePredictor:
         """A short name for tables."""
         return self._name
 
-    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None) -> Prediction:
+    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any]) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
 
         The score is the IoU that the probabilities expect of their own mask, since these
@@ -83,14 +83,13 @@ class BaselinePredictor:
             If the image has one colour only, or a box is reversed, empty or outside.
         """
         height, width = image.shape[:2]
-        whole = whole_box(height, width)[None]
-        given = boxes_xyxy_original
-        boxes = whole if given is None else check_box(given, (height, width))
+        boxes = check_box(boxes_xyxy_original, (height, width))
         if self.uses_boxes:
             answers = [self._crop(image, box) for box in boxes]
         else:
             # One answer, whatever is asked; the box that was used is none but the image.
-            answers, boxes = [self._whole(image)] * len(boxes), np.repeat(whole, len(boxes), 0)
+            answers = [self._whole(image)] * len(boxes)
+            boxes = np.tile(whole_box(height, width), (len(boxes), 1))
         masks, scores, logits = (np.stack(part) for part in zip(*answers, strict=True))
         return Prediction(masks, scores, logits, boxes.astype(np.float32))
 

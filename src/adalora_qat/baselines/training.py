@@ -114,19 +114,8 @@ class BaselineTraining:
         objective = BaselineObjective(net, stage1.accumulate)
         if self.config.compile:
             objective.compile()
-        settings = FitSettings(
-            stage=STAGE,
-            epochs=stage1.epochs,
-            batch_size=stage1.batch_size,
-            accumulate=stage1.accumulate,
-            seed=self.config.seed,
-            clip_norm=stage1.clip_norm,
-            warmup_steps=stage1.warmup_steps,
-            cosine=stage1.lr_decay == "cosine",
-            patience=stage1.patience,
-            ema=stage1.ema,
-            checkpoint_seconds=resources.checkpoint_seconds,
-        )
+        seconds = resources.checkpoint_seconds
+        settings = FitSettings.of(STAGE, stage1, self.config.seed, seconds)
         return BaselineLoop(
             settings,
             objective,

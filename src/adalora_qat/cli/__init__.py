@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from adalora_qat.cli import data, deployment, evaluation, training
+from adalora_qat.cli import data, deployment, evaluation, segment, training
 from adalora_qat.cli.app import app, err_console
 from adalora_qat.errors import UserError
 
-__all__ = ["app", "data", "deployment", "evaluation", "main", "training"]
+__all__ = ["app", "data", "deployment", "evaluation", "main", "segment", "training"]
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from adalora_qat import __version__
-from adalora_qat.errors import DataError
 
 app = typer.Typer(
     help="Compact, trustworthy medical segmentation: AdaLoRA, quantization-aware fine-tuning, "
@@ -41,29 +40,6 @@ def version(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())  # noqa: T201
-
-
-def named_paths(given: Sequence[str]) -> dict[str, Path]:
-    """Read ``NAME=PATH`` arguments, several in one by spaces too."""
-    pairs = {}
-    for item in (part for each in given for part in each.split()):
-        name, separator, path = item.partition("=")
-        if not separator or not name or not path:
-            raise DataError(f"{item!r} must have the form NAME=PATH, as in jsrt=data/jsrt")
-        pairs[name] = Path(path)
-    return pairs
-
-
-def predictor_of(model: Path, *, cpu: bool) -> Any:
-    """Load what a user calls a model: an ONNX file, a stage's file or a run folder."""
-    if model.suffix == ".onnx":
-        from adalora_qat.runtime.runtime import OnnxPredictor
-
-        return OnnxPredictor(model)
-
-    from adalora_qat.demo import stage_predictor
-
-    return stage_predictor(model, cpu=cpu)
 
 
 def print_rows(summary: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
-    named_paths,
     out_console,
     print_json,
 )
@@ -21,7 +20,14 @@ from adalora_qat.cli.watch import watching
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=PATH | NAME=READER:PATH",
+            help="Data sets: jsrt=PATH where NAME is a reader, or a name of your own with its "
+            "reader, as in hospital_a=pairs:PATH.",
+        ),
+    ],
     out: Out,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     external: Annotated[
@@ -32,10 +38,12 @@ def prepare(
 ) -> None:
     """Read data sets, quarantine what is unfit, group duplicates, split 80:10:10."""
     from adalora_qat.corpus.prepare import prepare as prepare_data
+    from adalora_qat.corpus.sources import parse_sources
 
+    named = parse_sources(sources)
     with watching() as watch:
         report = prepare_data(
-            named_paths(sources),
+            named,
             out,
             seed,
             external=external or (),
@@ -55,4 +63,7 @@ def prepare(
         )
     out_console.print(table)
     out_console.print(", ".join(f"{split}: {n}" for split, n in report.splits.items()))
+    for name, notes in report.notes.items():
+        for note in notes:
+            out_console.print(f"note on {name}: {note}", markup=False, highlight=False)
     out_console.print(f"manifest, quarantine and groups are in {out}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +13,7 @@ from rich.table import Table
 
 from adalora_qat.cli.app import (
     Json,
-    Out,
     app,
-    err_console,
     labelled_records,
     out_console,
     print_json,
@@ -51,7 +48,7 @@ def export(
     from adalora_qat.export.run import export_halves, export_stage
 
     folder = RunFolder.open(run)
-    records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets[:1])
+    records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
         files: tuple[Exported, ...]
         if split:
@@ -72,84 +69,27 @@ def export(
     )
 
 
-@app.command()
-def segment(
-    image: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
-    out: Out,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="An exported ONNX file; both lungs, as shipped, if left."),
-    ] = None,
-    box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the original.")] = None,
-    boxes: Annotated[
-        Path | None, typer.Option(help="CSV with the columns file,x0,y0,x1,y1.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="End with exit code 3 if there are warnings.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Segment new images: <stem>_mask.png, <stem>_overlay.png and <stem>.json for each.
-
-    Without a box the model finds one itself. A line warns of images that are rotated, inverted or
-    unlike the training data, and of odd masks.
-    """
-    from adalora_qat.runtime.runtime import OnnxPredictor
-    from adalora_qat.runtime.segment import segment_files
-    from adalora_qat.runtime.shipped import shipped_predictor
-
-    chosen = shipped_predictor if model is None else partial(OnnxPredictor, model)
-    predictor = chosen(threads=threads)
-    with watching() as watch:
-        results = segment_files(
-            image,
-            predictor,
-            out,
-            box=_box(box),
-            boxes_csv=boxes,
-            progress=watch.progress,
-        )
-    odd = [result for result in results if result["warnings"]]
-    for result in odd:
-        words = "; ".join(warning["message"] for warning in result["warnings"])
-        err_console.print(
-            f"{result['image']}: {words}", style="yellow", markup=False, soft_wrap=True
-        )
-    if as_json:
-        print_json(results)
-    else:
-        out_console.print(f"{len(results)} image{'s' * (len(results) != 1)} segmented into {out}")
-    if strict and odd:
-        raise typer.Exit(3)
-
-
-@app.command()
+@app.command(rich_help_panel="For maintainers")
 def ship(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     data: Annotated[Path, typer.Option("--data", help="The manifest that it was trained on.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to replace; the package's own if left.")
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, replaced as a whole.")],
     stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
     images: Annotated[
         int, typer.Option(min=30, help="Training images that the input check is fitted on.")
     ] = 160,
     as_json: Json = False,
 ) -> None:
-    """Make the model that ships: export, calibrate, fit the warnings, write card and sums."""
+    """Make a model to publish: export, calibrate, fit the warnings, write card and sums."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.release.ship import ship as make
-    from adalora_qat.runtime.shipped import weights_folder
 
     folder, manifest = RunFolder.open(run), read_manifest(data)
     targets = folder.config.data.prompt.targets[:1]
     records = {s: labelled_records(manifest, s, targets) for s in ("train", "val", "test")}
     with watching() as watch:
-        made = make(
-            folder, stage, records, out or weights_folder(), images=images, progress=watch.progress
-        )
+        made = make(folder, stage, records, out, images=images, progress=watch.progress)
     if as_json:
         print_json({**vars(made), "folder": str(made.folder)})
         return
@@ -172,27 +112,27 @@ def size(
     """Count the bytes of the file that ships, by part and precision, and compare with FP32."""
     from adalora_qat.study.size import DESCRIPTION, size_of
 
-    found = size_of(model, policy)
+    sizes = size_of(model, policy)
     if as_json:
-        print_json(found.figures())
+        print_json(sizes.figures())
         return
-    precisions = sorted(found.by_precision())
-    table = Table(title=f"{found.what}: policy {found.policy}")
+    precisions = sorted(sizes.by_precision())
+    table = Table(title=f"{sizes.what}: policy {sizes.policy}")
     for column in ("bytes", *precisions, "all"):
         table.add_column(column, justify="left" if column == "bytes" else "right", no_wrap=True)
-    parts = sorted(found.parts, key=lambda part: (part == DESCRIPTION, part))
+    parts = sorted(sizes.parts, key=lambda part: (part == DESCRIPTION, part))
     for part in parts:
-        row = found.parts[part]
+        row = sizes.parts[part]
         cells = (f"{row[p]:,}" if row.get(p) else "" for p in precisions)
         table.add_row(part, *cells, f"{sum(row.values()):,}")
-    table.add_row("all", *(f"{found.by_precision()[p]:,}" for p in precisions), f"{found.total:,}")
+    table.add_row("all", *(f"{sizes.by_precision()[p]:,}" for p in precisions), f"{sizes.total:,}")
     out_console.print(table)
-    if found.ratio is None or found.fp32_total is None:
+    if sizes.ratio is None or sizes.fp32_total is None:
         out_console.print("the file does not say which whole model it holds: no ratio to FP32")
     else:
         out_console.print(
-            f"{found.total / 1e6:.2f} MB, {found.ratio:.2f}× smaller than the FP32 file of "
-            f"{found.fp32_total / 1e6:.2f} MB"
+            f"{sizes.total / 1e6:.2f} MB, {sizes.ratio:.2f}× smaller than the FP32 file of "
+            f"{sizes.fp32_total / 1e6:.2f} MB"
         )
 
 
@@ -212,32 +152,32 @@ def bench(
     from adalora_qat.checkpoint import provenance
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.files import write_json
-    from adalora_qat.study import bench_report
+    from adalora_qat.study import bench as benching
 
     if out is not None and out.is_dir():
         raise DataError(f"--out {out} is a folder; name the JSON file to write")
     with watching() as watch, tempfile.TemporaryDirectory() as folder:
         if data is None:
-            records = bench_report.phantom_records(Path(folder) / "phantoms", images)
+            records = benching.phantom_records(Path(folder) / "phantoms", images)
         else:
-            records = labelled_records(read_manifest(data), "test", [bench_report.TARGET])[:images]
+            records = labelled_records(read_manifest(data), "test", [benching.TARGET])[:images]
         if not records:
-            raise DataError(f"{data} has no test image with a {bench_report.TARGET} mask")
-        chosen = bench_report.models_of(models, Path(folder), records[:8], watch.progress)
-        cases = bench_report.cases_of(records)
-        found = bench_report.bench(chosen, cases, rounds, threads, watch.progress)
-    found["data"] = "phantoms" if data is None else f"test split of {data.name}"
-    found = {**found, "images": len(cases), "rounds": rounds, "threads": threads, **provenance({})}
+            raise DataError(f"{data} has no test image with a {benching.TARGET} mask")
+        chosen = benching.bench_models(models, Path(folder), records[:8], watch.progress)
+        cases = benching.cases_of(records)
+        report = benching.bench(chosen, cases, rounds, threads, watch.progress)
+    report["data"] = "phantoms" if data is None else f"test split of {data.name}"
+    report |= {"images": len(cases), "rounds": rounds, "threads": threads, **provenance({})}
     if out is not None:
-        write_json(out, found)
+        write_json(out, report)
     if as_json:
-        print_json(found)
+        print_json(report)
         return
-    _print_bench(found)
+    _print_bench(report)
 
 
-def _print_bench(found: Mapping[str, Any]) -> None:
-    rows, reference = found["rows"], found["reference"]
+def _print_bench(report: Mapping[str, Any]) -> None:
+    rows, reference = report["rows"], report["reference"]
     first = next(row for row in rows if row["name"] == reference)
     columns = ("model", "MB", "load ms", "latency ms", "peak MB", "Dice", "agreement")
     table = Table(*columns)
@@ -257,26 +197,14 @@ def _print_bench(found: Mapping[str, Any]) -> None:
             f"{row['agreement']['dice_mean']:.4f}, {row['agreement']['equal_pixels']:.3%}",
         )
     out_console.print(table)
-    threads = found["threads"] or "all"
+    threads = report["threads"] or "all"
     out_console.print(
-        f"{found['images']} images ({found['data']}; exact boxes), {found['rounds']} rounds, one "
-        f"process each, {threads} threads. Latency: median (10th to 90th percentile). Factors "
+        f"{report['images']} images ({report['data']}; exact boxes), {report['rounds']} rounds, "
+        f"one process each, {threads} threads. Latency: median (10th to 90th percentile). Factors "
         "(smaller, faster, less) and agreement (Dice of the masks, equal pixels) are those with "
         f"{reference}"
     )
-    if found["data"] == "phantoms":
+    if report["data"] == "phantoms":
         out_console.print("Dice is that on phantoms; give --data for radiographs")
-    for words in found["words"]:
+    for words in report["words"]:
         out_console.print(f"· {words}")
-
-
-def _box(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        box = [float(part) for part in text.split(",")]
-    except ValueError:
-        box = []
-    if len(box) != 4:
-        raise DataError(f"--box {text!r} must be four numbers x0,y0,x1,y1 in original pixels")
-    return box

@@ -48,24 +48,17 @@ def evaluate(
 ) -> None:
     """Measure a model on a split: one row a case, at the original size."""
     from adalora_qat.corpus.splits import read_manifest, records_of
-    from adalora_qat.demo import summarise
-    from adalora_qat.evaluate.cases import evaluate_cases
-    from adalora_qat.study.facts import facts_of, read_facts, write_facts
-    from adalora_qat.study.measure import machine_of
+    from adalora_qat.study.measure import evaluate_model, summarise
     from adalora_qat.study.models import model_at
 
     targets = target or ["lung"]
     records = records_of(read_manifest(data), split)
     chosen = model_at(model)
-    predictor, segmenter = chosen.open(cpu=cpu)
     with watching() as watch:
-        cases = evaluate_cases(
-            predictor, records, targets, box, out, jobs=jobs, progress=watch.progress
+        found = evaluate_model(
+            chosen, records, targets, out, box, cpu=cpu, jobs=jobs, progress=watch.progress
         )
-    if read_facts(out) is None:
-        machine = machine_of(chosen, cpu=cpu)
-        write_facts(out, chosen.name, facts_of(chosen, predictor, segmenter), machine)
-    row = summarise(predictor.name, cases)
+    row = summarise(chosen.name, found.cases)
     if as_json:
         print_json(row)
         return
@@ -240,7 +233,7 @@ def _values(study: Study) -> dict[str, Any]:
     """Return a study for a program to read."""
     from dataclasses import asdict
 
-    from adalora_qat.demo import summarise
+    from adalora_qat.study.measure import summarise
     from adalora_qat.study.study import comparison_values
 
     by_model = study.cases.groupby("model", sort=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +19,11 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
-    named_paths,
     out_console,
     print_json,
     print_rows,
 )
-from adalora_qat.cli.watch import watching
+from adalora_qat.cli.log_lines import watching_or_logging
 from adalora_qat.errors import CheckpointError, ConfigError
 
 
@@ -32,14 +34,27 @@ class Tracked(StrEnum):
     mlflow = "mlflow"
 
 
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what changes the recipe, and what names data: ``--data jsrt=A shenzhen=B``.
+
+    An argument changes the recipe if its key is one of the recipe: ``section.key``, or a plain
+    key of the whole run, such as ``seed``. Every other NAME=PATH is a data set.
+    """
+    from adalora_qat.config import RunConfig
+
+    known = RunConfig.model_fields
+    changes = [each for each in arguments if each.partition("=")[0].partition(".")[0] in known]
+    return changes, [each for each in arguments if each not in changes]
+
+
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Real data sets as NAME=PATH (repeat, or several in one, by spaces) instead of "
-            "phantoms, with the recipe litemedsam."
+            help="Real data sets as NAME=PATH or NAME=READER:PATH (repeat, or several in one, by "
+            "spaces) instead of phantoms, with the recipe litemedsam."
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=20, help="Phantoms to draw.")] = 36,
@@ -51,21 +66,32 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole method: zero-shot, decoder fine-tuning, stage 1, PTQ, stage 2, INT8."""
+    from adalora_qat.corpus.sources import parse_sources
     from adalora_qat.demo import run_demo
 
-    # ``--data jsrt=A shenzhen=B``: what follows the first looks like an override.
-    extra = [each for each in overrides or [] if "." not in each.partition("=")[0]]
-    sources = named_paths([*(data or []), *(extra if data else [])])
-    changes = [each for each in overrides or [] if not (data and each in extra)]
-    with watching() as watch:
+    changes, more = split_arguments(overrides or []) if data else (overrides or [], [])
+    sources = parse_sources(_one_each([*(data or []), *more]))
+    with watching_or_logging() as watch:
         summary = run_demo(
-            out, sources=sources, count=count, seed=seed, overrides=changes, cpu=cpu, watch=watch
+            out,
+            sources=sources,
+            count=count,
+            seed=seed,
+            overrides=changes,
+            cpu=cpu,
+            watch=watch,
+            on_step=watch.on_step,
         )
     if as_json:
         print(json.dumps(summary))  # noqa: T201
         return
     print_rows(summary)
     out_console.print(f"\nEverything is in {out}: open {out / 'report.html'}")
+
+
+def _one_each(given: Sequence[str]) -> list[str]:
+    """Split arguments that hold several NAME=PATH: a space ends a path where a NAME= follows."""
+    return [part for each in given for part in re.split(r"\s+(?=[A-Za-z][\w-]*=)", each)]
 
 
 @app.command()
@@ -104,10 +130,14 @@ def train(
     """
     from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.corpus.splits import read_manifest
-    from adalora_qat.demo import draw_ranks
+    from adalora_qat.corpus.splits import read_manifest, records_of
     from adalora_qat.recipe import load_config
+    from adalora_qat.samples.structures import usable
+    from adalora_qat.study.facts import write_run_facts
+    from adalora_qat.study.history import draw_ranks
+    from adalora_qat.train.alone import alone_in
     from adalora_qat.train.inherit import inherit_stage1, source_of_stage1
+    from adalora_qat.train.preflight import check_recipe
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
 
@@ -118,17 +148,21 @@ def train(
         raise ConfigError(
             "a baseline has one stage and no trackers; leave --stage, --stage1 and --track out"
         )
+    check_recipe(config)
     manifest = read_manifest(data)
     # Before a folder is made, which a wrong recipe would otherwise own.
     source = None if stage1 is None else source_of_stage1(stage1, config)
     processes = join(cpu=cpu)
-    with processes.main_process_first():
-        run = RunFolder.create(out, config)
-        if source is not None and processes.is_main_process:
-            inherit_stage1(run, source)
-    with watching(shown=processes.is_main_process) as watch:
+    # The main process holds the folder for all.
+    holding = alone_in(out) if processes.is_main_process else nullcontext()
+    with holding, watching_or_logging(shown=processes.is_main_process) as watch:
+        with processes.main_process_first():
+            run = RunFolder.create(out, config)
+            if source is not None and processes.is_main_process:
+                inherit_stage1(run, source)
         train_records, val_records = (
-            training_records(manifest, split, config) for split in ("train", "val")
+            usable(records_of(manifest, split), config.data.prompt.targets, config.model.structures)
+            for split in ("train", "val")
         )
         resources = Resources(
             cpu=cpu,
@@ -136,32 +170,26 @@ def train(
             track=trackers,
             on_step=watch.on_step,
             progress=watch.progress,
+            tell=watch.phase,
         )
         if config.baselines is not None:
             BaselineTraining(run, train_records, val_records, resources).fit()
+            write_run_facts(run)
         else:
             training = Training(run, train_records, val_records, resources)
             if stage in (None, 1):
                 training.stage1()
                 if processes.is_main_process:
+                    write_run_facts(run)
                     draw_ranks(run.path)
             if stage in (None, 2):
                 training.quantize()
                 training.stage2()
+                if processes.is_main_process:
+                    write_run_facts(run)
             training.end()
     if processes.is_main_process:
         out_console.print(f"finished: {out}")
-
-
-def training_records(manifest: Any, split: str, config: RunConfig) -> list[Any]:
-    """Return the records of a split that have every target or, of structures, at least one."""
-    from adalora_qat.corpus.splits import records_of
-    from adalora_qat.samples.structures import wanted
-
-    structures = config.model.structures
-    if structures:
-        return [record for record in records_of(manifest, split) if wanted(record, structures)]
-    return labelled_records(manifest, split, config.data.prompt.targets)
 
 
 @app.command()
@@ -224,8 +252,7 @@ def params(
     """Count parameters from the model itself, beside the paper's Table 2; bytes by precision."""
     from adalora_qat.baselines.parameters import count_baseline
     from adalora_qat.recipe import load_config
-    from adalora_qat.study.paper_parameters import beside_the_paper
-    from adalora_qat.study.parameters import count_parameters, layer_numerics
+    from adalora_qat.study.parameters import beside_the_paper, count_parameters, layer_numerics
 
     config = load_config(recipe, overrides or [])
     if config.baselines is not None and policy:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adalora_qat.train.state import StepReport
 
 
-class Watch:
+class Bars:
     """Progress bars for training steps and for other long work."""
 
     def __init__(self, bars: Progress) -> None:
@@ -46,7 +46,7 @@ class Watch:
 
 
 @contextmanager
-def watching(*, shown: bool = True) -> Iterator[Watch]:
+def watching(*, shown: bool = True) -> Iterator[Bars]:
     """Show progress bars inside the context, on stderr; ``shown=False`` keeps them back."""
     columns = (
         TextColumn("{task.description}"),
@@ -58,4 +58,4 @@ def watching(*, shown: bool = True) -> Iterator[Watch]:
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=err_console, disable=not shown) as bars:
-        yield Watch(bars)
+        yield Bars(bars)

@@ -27,7 +27,7 @@ from PIL import Image
 
 from adalora_qat.corpus.fingerprint_store import FingerprintStore
 from adalora_qat.corpus.outcome import Linked, PrepareReport, Quarantined
-from adalora_qat.corpus.records import MASK_KINDS, SPLITS
+from adalora_qat.corpus.records import SPLITS, sort_structures
 from adalora_qat.corpus.splits import records_of
 from adalora_qat.errors import DataError
 from adalora_qat.files import write_text
@@ -42,6 +42,14 @@ SIZES_SHOWN = 8
 FILES_SHOWN = 5
 PICTURE_SIDE = 200
 JPEG_QUALITY = 80
+CHEST_COLOURS = {
+    "lung": "#56b4e9",
+    "left_lung": "#4fd19a",
+    "right_lung": "#e6a72f",
+    "heart": "#ff6d5a",
+    "infection": "#f0e442",
+    "pneumothorax": "#e58fc0",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Picture:
     ----------
     width, height : of the thumbnail, in pixels.
     uri : JPEG as a data URI.
-    outlines : (mask kind, SVG path in thumbnail pixels).
+    outlines : (structure, SVG path in thumbnail pixels).
     """
 
     width: int
@@ -82,12 +90,15 @@ def write_card(path: Path, contents: CardContents, store: FingerprintStore) -> N
     """Write the page; the same contents give the same bytes."""
     report = contents.report
     sources = sorted(report.found)
+    structures = sort_structures(name for masks in report.masks.values() for name in masks)
     page = _template().render(
         report=report,
         sources=sources,
         splits=[split for split in SPLITS if split in report.splits],
         classes=_classes(contents.manifest),
-        kinds=[kind for kind in MASK_KINDS if any(kind in m for m in report.masks.values())],
+        structures=structures,
+        colours=_colours(structures),
+        patients=_patients(contents.manifest),
         spacing=contents.manifest.groupby("source")["spacing_row_mm"].count().to_dict(),
         sizes={source: _sizes(_of(contents.manifest, source)) for source in sources},
         levels=_levels(contents.manifest, store),
@@ -105,6 +116,23 @@ def _template() -> jinja2.Template:
     )
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment.from_string(text)
+
+
+def _colours(structures: Sequence[str]) -> dict[str, str]:
+    """Return structure → CSS colour of its outline, on a dark image."""
+    others = [name for name in structures if name not in CHEST_COLOURS]
+    # Steps of the golden angle: whatever the number of structures, their hues lie apart.
+    hues = {name: round(200 + 137.5 * index) % 360 for index, name in enumerate(others)}
+    return {**CHEST_COLOURS, **{name: f"hsl({hue} 75% 62%)" for name, hue in hues.items()}}
+
+
+def _patients(manifest: pd.DataFrame) -> dict[str, list[str]]:
+    """Return which sources give a patient to every image, and which not."""
+    unknown = set(manifest.loc[manifest["patient"].isna(), "source"])
+    return {
+        "known": sorted(set(manifest["source"]) - unknown),
+        "unknown": sorted(unknown),
+    }
 
 
 def _of(manifest: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -183,10 +211,11 @@ def _sheet(source: str, manifest: pd.DataFrame) -> dict[str, Any]:
     for record in records_of(chosen.sort_values(["label", "id"])):
         try:
             grey = to_grey_uint8(load_image(record.image))
-            masks = {kind: load_mask(path) for kind, path in record.masks.items()}
+            outlines = {
+                name: load_mask(record.masks[name]) for name in sort_structures(record.masks)
+            }
         except DataError:  # changed since it was checked; the next prepare will say so
             continue
-        outlines = {kind: masks[kind] for kind in MASK_KINDS if kind in masks}
         pictures.append(
             {"id": record.id, "label": record.label, "picture": _picture(grey, outlines)}
         )
@@ -257,10 +286,9 @@ def _stored_picture(
     # The stored thumbnail is squeezed to a square; the original's shape is given back.
     shape = [max(1, round(len(small) * n / side)) for n in (width, height)]
     outlines = {}
-    for kind in MASK_KINDS if with_masks else ():
+    for structure in sort_structures(masks) if with_masks else ():
         with suppress(DataError):  # the caption says what is wrong with it
-            if kind in masks:
-                outlines[kind] = load_mask(masks[kind])
+            outlines[structure] = load_mask(masks[structure])
     return _picture(np.asarray(cv2.resize(small, shape, interpolation=cv2.INTER_AREA)), outlines)
 
 
@@ -273,7 +301,7 @@ def _picture(
     stored = io.BytesIO()
     Image.fromarray(small).save(stored, "JPEG", quality=JPEG_QUALITY)
     uri = "data:image/jpeg;base64," + base64.b64encode(stored.getvalue()).decode()
-    outlines = tuple((kind, _outline(mask, width, height)) for kind, mask in masks.items())
+    outlines = tuple((name, _outline(mask, width, height)) for name, mask in masks.items())
     return Picture(width, height, uri, outlines)
 
 
@@ -282,9 +310,9 @@ def _outline(mask: NDArray[np.bool_], width: int, height: int) -> str:
     # At twice the size, the corners of the polygon lie on half pixels.
     size = (2 * width, 2 * height)
     large = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR) > 127
-    found, _ = cv2.findContours(large.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_KCOS)
+    rings, _ = cv2.findContours(large.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_KCOS)
     paths = []
-    for contour in found:
+    for contour in rings:
         corners = [f"{x / 2:g} {y / 2:g}" for x, y in contour.reshape(-1, 2).tolist()]
         paths.append("M" + "L".join(corners) + "Z")
     return "".join(paths)

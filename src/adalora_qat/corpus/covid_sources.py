@@ -115,8 +115,8 @@ def _class_folders(tally: Tally, classes: Mapping[str, str]) -> list[Path]:
     check_root(tally.source, tally.root)
     candidates = [tally.root, *subfolders(tally.root, CLASS_DEPTH)]
     named = [folder for folder in candidates if plain(folder.name) in classes]
-    found = [folder for folder in named if any(image_files(place) for place in _images_of(folder))]
-    if not found:
+    filled = [folder for folder in named if any(image_files(place) for place in _images_of(folder))]
+    if not filled:
         wanted = ", ".join(dict.fromkeys(classes.values()))
         raise missing(
             tally.source,
@@ -124,7 +124,7 @@ def _class_folders(tally: Tally, classes: Mapping[str, str]) -> list[Path]:
             f"class folders ({wanted}) with images/ and their masks",
             CLASS_DEPTH,
         )
-    return found
+    return filled
 
 
 def _images_of(folder: Path) -> list[Path]:

@@ -45,7 +45,16 @@ WINDOWS: tuple[Window, ...] = (
 
 
 def thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Squeeze (H, W) into (128, 128) by area, aspect not kept."""
+    """Squeeze an image into a square by area, aspect not kept.
+
+    Parameters
+    ----------
+    grey : (H, W).
+
+    Returns
+    -------
+    (S, S), S = 128 pixels.
+    """
     small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.uint8)
 
@@ -71,7 +80,16 @@ def local_contrast(
 
 
 def describe(small: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Return the low cosine frequencies (F, F) of a thumbnail's local contrast."""
+    """Describe a thumbnail by the low cosine frequencies of its local contrast.
+
+    Parameters
+    ----------
+    small : (S, S) from ``thumbnail``.
+
+    Returns
+    -------
+    (F, F), lowest frequencies first, rows down the image.
+    """
     detail = local_contrast(small, FINE_PX, COARSE_PX, SPREAD_PX, FLAT_CONTRAST)
     waves = _cosines(FREQUENCIES, UNCUT)
     return (waves @ np.clip(detail, -CLIP, CLIP) @ waves.T).astype(np.float16)

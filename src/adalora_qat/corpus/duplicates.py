@@ -99,12 +99,14 @@ def near_duplicate_links(
     descriptors : (N, F, F) in the order of ``ids``.
     thumbnail_of : id → (S, S) thumbnail; asked for candidates only, a batch at a time.
     jobs : threads.
+    progress : called with (done, total, "comparing look-alikes").
 
     Returns
     -------
     As many links as join each family of duplicates, not every pair within it.
     """
-    found = iter(pairs := candidates(descriptors, jobs, progress))
+    pairs = candidates(descriptors, jobs, progress)
+    waiting = iter(pairs)
     links: list[Link] = []
     groups = Groups()
     # OpenCV's own threads would fight with these.
@@ -113,7 +115,7 @@ def near_duplicate_links(
     try:
         with ThreadPoolExecutor(jobs) as pool:
             done = 0
-            while batch := list(islice(found, BATCH)):
+            while batch := list(islice(waiting, BATCH)):
                 done += len(batch)
                 apart = [
                     p for p in batch if groups.root(ids[p.first]) != groups.root(ids[p.second])

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from adalora_qat.corpus.descriptor import describe, thumbnail
 from adalora_qat.corpus.materialise import materialise, read_pixels
-from adalora_qat.corpus.quality import Finding, QualityLimits, inspect
+from adalora_qat.corpus.quality import Objection, QualityLimits, inspect
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.imaging.dicom import DEFAULT_SALT
@@ -63,7 +63,7 @@ class Fingerprint:
     Attributes
     ----------
     record : the record, of plain files now.
-    findings : what the quality gate objects to; empty for a sound record.
+    objections : what the quality gate objects to; empty for a sound record.
     height, width : pixels of the original, 0 if it could not be read.
     pixel_hash : SHA-256 of the pixels, the same for any lossless container of them.
     histogram : (64,) counts in equal bins of the 8-bit grey levels.
@@ -72,7 +72,7 @@ class Fingerprint:
     """
 
     record: Record
-    findings: tuple[Finding, ...] = ()
+    objections: tuple[Objection, ...] = ()
     height: int = 0
     width: int = 0
     pixel_hash: str = ""
@@ -82,26 +82,26 @@ class Fingerprint:
 
 
 def fingerprint(record: Record, measuring: Measuring) -> Fingerprint:
-    """Measure one image; what is wrong with its files becomes a finding, never an error."""
+    """Measure one image; what is wrong with its files becomes an objection, never an error."""
     try:
         pixels = read_pixels(record.image)
     except DataError as error:
-        return Fingerprint(record, (Finding("image_unreadable", str(error)),))
-    findings = tuple(inspect(record, measuring.limits, pixels))
-    if not findings:
+        return Fingerprint(record, (Objection("image_unreadable", str(error)),))
+    objections = tuple(inspect(record, measuring.limits, pixels))
+    if not objections:
         try:
             record = materialise(record, measuring.folder, measuring.salt)
         except DataError as error:
-            findings = (Finding("image_unreadable", str(error)),)
+            objections = (Objection("image_unreadable", str(error)),)
     try:
         grey = to_grey_uint8(pixels)
     except DataError as error:
-        findings = findings or (Finding("image_unreadable", str(error)),)
-        return Fingerprint(record, findings, pixels.shape[0], pixels.shape[1])
+        objections = objections or (Objection("image_unreadable", str(error)),)
+        return Fingerprint(record, objections, pixels.shape[0], pixels.shape[1])
     small = thumbnail(grey)
     return Fingerprint(
         record,
-        findings,
+        objections,
         pixels.shape[0],
         pixels.shape[1],
         pixel_hash(pixels),
@@ -115,6 +115,14 @@ def pixel_hash(pixels: NDArray[Any]) -> str:
     """Return the SHA-256 of size and grey levels, whatever file they came in.
 
     Three equal channels hash as one, and levels below 256 hash the same in any integer type.
+
+    Parameters
+    ----------
+    pixels : (H, W) or (H, W, 3), of any real dtype.
+
+    Returns
+    -------
+    64 hex digits.
     """
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
@@ -164,9 +172,9 @@ def _in_pool(
                 chunk = chunks.popleft()
                 running[pool.submit(_fingerprints, chunk, measuring)] = chunk
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                found = future.result()
+                fingerprints = future.result()
                 del running[future]
-                yield found
+                yield fingerprints
 
 
 def _one_by_one(records: Sequence[Record], measuring: Measuring) -> Iterator[list[Fingerprint]]:
@@ -183,7 +191,7 @@ def _one_by_one(records: Sequence[Record], measuring: Measuring) -> Iterator[lis
                     f"{rest[0].image} crashes its decoder or keeps it busy for more than "
                     f"{STALL_S:g} s; leave it out"
                 )
-                yield [Fingerprint(rest.popleft(), (Finding("image_unreadable", reason),))]
+                yield [Fingerprint(rest.popleft(), (Objection("image_unreadable", reason),))]
 
 
 def _check_workers_start(pool: ProcessPoolExecutor) -> None:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from adalora_qat.corpus.descriptor import FREQUENCIES, THUMBNAIL_SIDE
 from adalora_qat.corpus.fingerprint import Fingerprint, Measuring
 from adalora_qat.corpus.mask_codes import EncodedRecord
-from adalora_qat.corpus.quality import Finding
+from adalora_qat.corpus.quality import Objection
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import UserError
 
 # Raised whenever a measurement or a table changes: what an older version kept is forgotten.
-VERSION = 3
+VERSION = 4
 
 # Thumbnails lie apart: they are most of the bytes, and only a few are ever asked for.
 _TABLES = """
@@ -38,7 +38,7 @@ class Facts:
     """The light part of a fingerprint, small enough to hold for every record at once."""
 
     record: Record
-    findings: tuple[Finding, ...]
+    objections: tuple[Objection, ...]
     height: int
     width: int
     pixel_hash: str
@@ -80,7 +80,7 @@ class FingerprintStore:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._database.close()
 
@@ -93,10 +93,10 @@ class FingerprintStore:
             If the disk is full or another run holds the file.
         """
         facts, thumbnails = [], []
-        for found in fingerprints:
-            key = found.record.id
-            facts.append((key, stamps[key], *_pack(found)))
-            thumbnails.append((key, _compressed(found.thumbnail)))
+        for measured in fingerprints:
+            key = measured.record.id
+            facts.append((key, stamps[key], *_pack(measured)))
+            thumbnails.append((key, _compressed(measured.thumbnail)))
         try:
             with self._database:
                 self._database.executemany(
@@ -129,22 +129,23 @@ class FingerprintStore:
 
     def facts(self, records: Sequence[Record]) -> dict[str, Facts]:
         """Return id → facts of these records, in their order."""
-        found: dict[str, Facts | None] = {record.id: None for record in records}
         by_id = {record.id: record for record in records}
-        for record_id, facts in self._rows("id, facts"):
-            if record_id in by_id:
-                found[record_id] = _unpack(by_id[record_id], json.loads(facts))
-        return {record_id: facts for record_id, facts in found.items() if facts is not None}
+        stored = {
+            record_id: _unpack(by_id[record_id], json.loads(facts))
+            for record_id, facts in self._rows("id, facts")
+            if record_id in by_id
+        }
+        return {record_id: stored[record_id] for record_id in by_id if record_id in stored}
 
     def descriptors(self, ids: Sequence[str]) -> NDArray[np.float16]:
-        """Return the descriptors (N, F, F) of these ids."""
-        found = np.zeros((len(ids), FREQUENCIES, FREQUENCIES), np.float16)
+        """Return the descriptors (N, F, F) of these ids, zeros for an image without one."""
+        descriptors = np.zeros((len(ids), FREQUENCIES, FREQUENCIES), np.float16)
         place = {record_id: index for index, record_id in enumerate(ids)}
         for record_id, descriptor in self._rows("id, descriptor"):
             if record_id in place and descriptor:
                 values = np.frombuffer(descriptor, np.float16)
-                found[place[record_id]] = values.reshape(FREQUENCIES, FREQUENCIES)
-        return found
+                descriptors[place[record_id]] = values.reshape(FREQUENCIES, FREQUENCIES)
+        return descriptors
 
     def histograms(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield (id, grey-level counts) of every image that could be read."""
@@ -156,7 +157,7 @@ class FingerprintStore:
         """Return an image's height and width in pixels and its mask files."""
         query = "SELECT facts FROM fingerprint WHERE id = ?"
         facts = json.loads(self._database.execute(query, (record_id,)).fetchone()[0])
-        return *facts["size"], {kind: Path(path) for kind, path in facts["masks"].items()}
+        return *facts["size"], {name: Path(path) for name, path in facts["masks"].items()}
 
     def thumbnail(self, record_id: str) -> NDArray[np.uint8] | None:
         """Return a thumbnail (S, S), or None of an image that could not be read."""
@@ -185,21 +186,21 @@ def stamp(record: Record, measuring: Measuring) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _pack(found: Fingerprint) -> tuple[str, bytes | None, bytes | None]:
-    record = found.record
+def _pack(measured: Fingerprint) -> tuple[str, bytes | None, bytes | None]:
+    record = measured.record
     facts = {
-        "findings": [[finding.code, finding.reason] for finding in found.findings],
-        "size": [found.height, found.width],
-        "pixel_hash": found.pixel_hash,
+        "objections": [[objection.code, objection.reason] for objection in measured.objections],
+        "size": [measured.height, measured.width],
+        "pixel_hash": measured.pixel_hash,
         "patient": record.patient,
         "spacing_mm": record.spacing_mm,
         "image": str(record.image),
-        "masks": {kind: str(path) for kind, path in record.masks.items()},
+        "masks": {structure: str(path) for structure, path in record.masks.items()},
     }
     return (
         json.dumps(facts),
-        None if found.histogram is None else found.histogram.tobytes(),
-        None if found.descriptor is None else found.descriptor.tobytes(),
+        None if measured.histogram is None else measured.histogram.tobytes(),
+        None if measured.descriptor is None else measured.descriptor.tobytes(),
     )
 
 
@@ -213,11 +214,11 @@ def _unpack(record: Record, facts: Mapping[str, Any]) -> Facts:
         id=record.id,
         source=record.source,
         image=Path(facts["image"]),
-        masks={kind: Path(path) for kind, path in facts["masks"].items()},
+        masks={name: Path(path) for name, path in facts["masks"].items()},
         label=record.label,
         patient=facts["patient"],
         spacing_mm=(spacing[0], spacing[1]) if spacing else None,
     )
-    findings = tuple(Finding(code, reason) for code, reason in facts["findings"])
+    objections = tuple(Objection(code, reason) for code, reason in facts["objections"])
     height, width = facts["size"]
-    return Facts(plain, findings, height, width, facts["pixel_hash"])
+    return Facts(plain, objections, height, width, facts["pixel_hash"])

@@ -37,16 +37,10 @@ class EncodedRecord(Record):
 
     Attributes
     ----------
-    codes : mask kind → its code; a kind is either here or in ``masks``.
+    codes : structure → its code; a structure is either here or in ``masks``.
     """
 
     codes: Mapping[str, MaskCode] = field(default_factory=dict)
-
-
-def mask_kinds(record: Record) -> tuple[str, ...]:
-    """Return the kinds of mask a record has, as files or still as text."""
-    codes = record.codes if isinstance(record, EncodedRecord) else {}
-    return (*record.masks, *codes)
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class RelativeRuns:
 
 @dataclass(frozen=True)
 class CocoShapes:
-    """The annotations of one kind on one COCO image: polygons or COCO's run lengths."""
+    """The annotations of one structure on one COCO image: polygons or COCO's run lengths."""
 
     segmentations: tuple[object, ...]
     height: int

@@ -22,7 +22,7 @@ from adalora_qat.files import atomic_write
 from adalora_qat.imaging.dicom import DEFAULT_SALT, read_dicom
 from adalora_qat.imaging.image_file import load_image
 
-# JSRT as published: 2048 × 2048, 12 bits in big-endian 16, air bright (film density).
+# JSRT as published: 2048 × 2048, 12 bits in big-endian 16, air bright (optical density).
 JSRT_SIDE = 2048
 JSRT_WHITE = 4095
 
@@ -31,7 +31,7 @@ def materialise(record: Record, out_dir: Path, salt: str = DEFAULT_SALT) -> Reco
     """Write what the record holds in other forms as PNG files; return the record of files.
 
     Files go to ``out_dir/images/<id>.png`` (16-bit grey) and
-    ``out_dir/masks/<kind>/<id>.png`` (1-bit), written afresh, the same bytes each time.
+    ``out_dir/masks/<structure>/<id>.png`` (1-bit), written afresh, the same bytes each time.
 
     Raises
     ------
@@ -64,13 +64,13 @@ def materialise_masks(record: Record, out_dir: Path) -> Record:
     if not isinstance(record, EncodedRecord):
         return record
     written: dict[str, Path] = {}
-    for kind, code in record.codes.items():
-        written[kind] = out_dir / "masks" / kind / place(record.id)
+    for structure, code in record.codes.items():
+        written[structure] = out_dir / "masks" / structure / place(record.id)
         try:
             mask = code.decode()
         except DataError as error:
-            raise DataError(f"{record.id}, {kind}: {error}") from error
-        _write_png(written[kind], Image.fromarray(mask))
+            raise DataError(f"{record.id}, {structure}: {error}") from error
+        _write_png(written[structure], Image.fromarray(mask))
     plain = {item.name: getattr(record, item.name) for item in fields(Record)}
     return Record(**plain | {"masks": {**record.masks, **written}})
 

@@ -74,6 +74,7 @@ def candidates(
     ----------
     descriptors : (N, F, F) from ``descriptor.describe``.
     jobs : threads.
+    progress : called with (done, total, "looking for look-alikes").
 
     Returns
     -------
@@ -91,8 +92,8 @@ def candidates(
 
     tasks = list(product(WINDOWS, range(0, len(descriptors), _BLOCK)))
     with ThreadPoolExecutor(jobs) as pool:
-        for done, (task, found) in enumerate(zip(tasks, pool.map(search, tasks), strict=True), 1):
-            for image, other, similarity in found:
+        for done, (task, alike) in enumerate(zip(tasks, pool.map(search, tasks), strict=True), 1):
+            for image, other, similarity in alike:
                 pair = (image, other) if image < other else (other, image)
                 if pair not in best or similarity > best[pair].similarity:
                     best[pair] = Candidate(similarity, *pair, image, task[0])
@@ -102,12 +103,12 @@ def candidates(
     return _capped(ranked, len(descriptors))
 
 
-def _capped(found: list[Candidate], images: int) -> list[Candidate]:
+def _capped(ranked: list[Candidate], images: int) -> list[Candidate]:
     """Keep the best few pairs of each image, and of the weak ones the best of all."""
     kept: list[Candidate] = []
     brought: Counter[int] = Counter()
     weak = max(MIN_WEAK, int(WEAK_SHARE * images))
-    for pair in found:
+    for pair in ranked:
         if pair.similarity < STRONG:
             weak -= 1
         if weak < 0:
@@ -167,7 +168,12 @@ class _Index:
         self._inside = sparse.vstack([self._buckets(block, 2) for block in blocks]).T.tocsr()
 
     def alike(self, queries: NDArray[np.float32], start: int) -> list[tuple[int, int, float]]:
-        """Return (image, other, cosine) for the images from ``start`` on that resemble another."""
+        """Return (image, other, cosine) for the images that resemble another.
+
+        Parameters
+        ----------
+        queries : (M, E) unit vectors, of a window of the images from ``start`` on.
+        """
         query, other = self._all(queries) if self._few else self._meetings(queries)
         cosine = np.einsum("pe,pe->p", queries[query], self._embedded[other])
         keep = (cosine >= MIN_SIMILARITY) & (query + start != other)
@@ -217,12 +223,13 @@ class _Index:
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     """Return the ``count`` largest coordinates by size, as 2·index + (1 if negative)."""
     sizes = np.abs(values)
-    found = np.empty((*values.shape[:-1], count), dtype=np.int32)
+    largest = np.empty((*values.shape[:-1], count), dtype=np.int32)
     for rank in range(count):
         place = sizes.argmax(axis=-1)[..., None]
         np.put_along_axis(sizes, place, -1, axis=-1)
-        found[..., rank : rank + 1] = 2 * place + (np.take_along_axis(values, place, axis=-1) < 0)
-    return found
+        negative = np.take_along_axis(values, place, axis=-1) < 0
+        largest[..., rank : rank + 1] = 2 * place + negative
+    return largest
 
 
 def _flat(descriptors: NDArray[np.float16]) -> NDArray[np.float32]:

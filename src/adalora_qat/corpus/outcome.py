@@ -26,6 +26,7 @@ class PrepareReport:
     splits : split → records.
     groups : how many groups have two or more records.
     links : why records were grouped → how many pairs.
+    notes : per source, what else the user should know, such as columns without a meaning.
     """
 
     folder: Path
@@ -40,10 +41,11 @@ class PrepareReport:
     splits: Mapping[str, int]
     groups: int
     links: Mapping[str, int]
+    notes: Mapping[str, tuple[str, ...]]
 
 
 class Quarantined(NamedTuple):
-    """A row of ``quarantine.csv``; a record with several findings has several.
+    """A row of ``quarantine.csv``; a record with several objections has several.
 
     ``stage`` is ``reading`` (the reader had no use for the file), ``quality`` (the gate
     objects) or ``split`` (of one group with an external test set).

@@ -27,6 +27,7 @@ from adalora_qat.corpus.duplicates import (
 )
 from adalora_qat.corpus.fingerprint import Measuring, available_cores, fingerprint_all
 from adalora_qat.corpus.fingerprint_store import Facts, FingerprintStore, stamp
+from adalora_qat.corpus.generic_sources import WALKING
 from adalora_qat.corpus.outcome import (
     EXTERNAL_TWIN,
     NOT_USED,
@@ -35,10 +36,17 @@ from adalora_qat.corpus.outcome import (
     Quarantined,
 )
 from adalora_qat.corpus.quality import QualityLimits
-from adalora_qat.corpus.reading import Reading
-from adalora_qat.corpus.records import MASK_KINDS, Record
-from adalora_qat.corpus.sources import read_source
-from adalora_qat.corpus.splits import MANIFEST_COLUMNS, assign_splits, write_manifest
+from adalora_qat.corpus.reading import Reading, shown
+from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.sources import Source, as_source, read_source
+from adalora_qat.corpus.splits import (
+    MASK,
+    assign_splits,
+    check_fractions,
+    manifest_columns,
+    structures_of,
+    write_manifest,
+)
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write, write_json
 from adalora_qat.imaging.dicom import DEFAULT_SALT
@@ -46,7 +54,7 @@ from adalora_qat.progress import Progress
 
 
 def prepare(
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Path | Source],
     out: Path,
     seed: int = 0,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
@@ -60,8 +68,10 @@ def prepare(
 
     Parameters
     ----------
-    sources : name of the reader → folder or file of the data set.
+    sources : name → the data set: a ``Source``, which says the reader, or only the folder or
+        file, where the name is that of a reader. The names stand in the manifest.
     out : the folder to write; files read before are not read again.
+    seed : of the split, at least 0.
     fractions : shares of train, val and test.
     external : sources that are only ever an external test set.
     jobs : processes; None takes every core.
@@ -72,20 +82,21 @@ def prepare(
     Raises
     ------
     DataError
-        If a data set is not laid out as published, or nothing usable is left.
+        If an argument cannot be used, a data set is not laid out as published, or nothing
+        usable is left.
+    UserError
+        If ``out`` cannot be written.
     """
-    if not sources:
-        raise DataError("prepare needs at least one data set, as NAME=PATH")
-    if jobs is not None and jobs < 1:
-        raise DataError(f"jobs={jobs}: give at least 1, or None for every core")
-    out, jobs = Path(out).absolute(), jobs or available_cores()
-    readings = {name: read_source(name, Path(root).absolute()) for name, root in sources.items()}
+    out, jobs = Path(out).absolute(), available_cores() if jobs is None else jobs
+    chosen = {name: as_source(name, given) for name, given in sources.items()}
+    _check_arguments(chosen, out, fractions, external, jobs)
+    readings = {name: read_source(name, source) for name, source in chosen.items()}
     records = sorted((r for reading in readings.values() for r in reading.records), key=_id)
     measuring = Measuring(out, limits or QualityLimits(), salt)
     with FingerprintStore(out / ".fingerprints" / "store.sqlite") as store:
         facts = _measure(records, measuring, store, jobs, progress)
         unfit = _set_aside(readings, facts)
-        fit = {key: fact for key, fact in facts.items() if not fact.findings}
+        fit = {key: fact for key, fact in facts.items() if not fact.objections}
         if not fit:
             _write_table(unfit, Quarantined, out / "quarantine.csv")
             raise DataError(f"no image is usable; the reasons are in {out / 'quarantine.csv'}")
@@ -104,6 +115,34 @@ def prepare(
         if progress:
             progress(1, 1, "drawing the data card")
     return report
+
+
+def _check_arguments(
+    sources: Mapping[str, Source],
+    out: Path,
+    fractions: Sequence[float],
+    external: Collection[str],
+    jobs: int,
+) -> None:
+    """Refuse at once what would only fail after the images are read."""
+    if not sources:
+        raise DataError("prepare needs at least one data set, as NAME=PATH")
+    if jobs < 1:
+        raise DataError(f"jobs={jobs}: give at least 1, or None for every core")
+    check_fractions(fractions)
+    if unknown := sorted(set(external) - set(sources)):
+        raise DataError(
+            f"external names {', '.join(unknown)}, which is no source; sources: "
+            f"{', '.join(sorted(sources))}"
+        )
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; give a folder to write to")
+    for name, source in sources.items():
+        if source.reader in WALKING and out.is_relative_to(source.path):
+            raise DataError(
+                f"{out} lies in the data of {name}, {source.path}, and would be read as such the "
+                "next time; write to a folder outside"
+            )
 
 
 def _id(record: Record) -> str:
@@ -144,10 +183,10 @@ def find_links(
     distinct = [key for key in fit if key not in copies]
 
     def thumbnail(record_id: str) -> Any:
-        found = store.thumbnail(record_id)
-        if found is None:
+        small = store.thumbnail(record_id)
+        if small is None:
             raise DataError(f"{record_id} lost its thumbnail; delete {store.path} and run again")
-        return found
+        return small
 
     near = near_duplicate_links(distinct, store.descriptors(distinct), thumbnail, jobs, progress)
     return sorted([*patient_links(fact.record for fact in fit.values()), *same, *near])
@@ -160,7 +199,14 @@ def choose_splits(
     fractions: Sequence[float],
     external: Collection[str],
 ) -> dict[str, str | None]:
-    """Return id → split, None for what an external test set forbids."""
+    """Return id → split, None for what an external test set forbids.
+
+    Parameters
+    ----------
+    fit : id → facts of the usable records.
+    groups : id → group.
+    seed, fractions, external : as for ``assign_splits``.
+    """
     records = [fact.record for fact in fit.values()]
     sides = assign_splits(records, [groups[key] for key in fit], seed, fractions, external)
     return dict(zip(fit, sides, strict=True))
@@ -169,15 +215,15 @@ def choose_splits(
 def _set_aside(readings: Mapping[str, Reading], facts: Mapping[str, Facts]) -> list[Quarantined]:
     """List what the readers could not use and what the quality gate objects to."""
     rows = [
-        Quarantined("", name, "reading", NOT_USED, item.reason, str(item.path))
+        Quarantined("", name, "reading", NOT_USED, item.reason, shown(item.path))
         for name, reading in readings.items()
         for item in reading.set_aside
     ]
     for key, fact in facts.items():
         source, file = fact.record.source, str(fact.record.image)
         rows += [
-            Quarantined(key, source, "quality", finding.code, finding.reason, file)
-            for finding in fact.findings
+            Quarantined(key, source, "quality", objection.code, objection.reason, file)
+            for objection in fact.objections
         ]
     return rows
 
@@ -202,7 +248,7 @@ def build_manifest(
         if sides[key] is None:
             continue
         row, column = record.spacing_mm or (math.nan, math.nan)
-        masks = {f"mask_{kind}": record.masks.get(kind) for kind in MASK_KINDS}
+        masks = {MASK + structure: str(path) for structure, path in record.masks.items()}
         rows.append(
             {
                 "id": key,
@@ -212,7 +258,7 @@ def build_manifest(
                 "group": groups[key],
                 "split": sides[key],
                 "image": str(record.image),
-                **{column: path and str(path) for column, path in masks.items()},
+                **masks,
                 "width": fact.width,
                 "height": fact.height,
                 "spacing_row_mm": row,
@@ -220,7 +266,8 @@ def build_manifest(
                 "pixel_hash": fact.pixel_hash,
             }
         )
-    return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+    structures = {structure for fact in fit.values() for structure in fact.record.masks}
+    return pd.DataFrame(rows, columns=manifest_columns(structures))
 
 
 def _linked(
@@ -282,9 +329,10 @@ def _report(
         splits=dict(sorted(Counter(manifest["split"]).items())),
         groups=len({row.group for row in linked}),
         links=dict(sorted(Counter(row.reason for row in linked).items())),
+        notes={name: reading.notes for name, reading in readings.items() if reading.notes},
     )
 
 
 def _mask_counts(manifest: pd.DataFrame) -> dict[str, int]:
-    counts = {kind: int(manifest[f"mask_{kind}"].notna().sum()) for kind in MASK_KINDS}
-    return {kind: count for kind, count in counts.items() if count}
+    counts = {name: int(manifest[MASK + name].notna().sum()) for name in structures_of(manifest)}
+    return {name: count for name, count in counts.items() if count}

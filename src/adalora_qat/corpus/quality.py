@@ -1,6 +1,6 @@
 """The quality gate: what is wrong with an image or its masks, in words.
 
-Nothing is repaired and nothing is deleted; a record with a finding goes to quarantine with
+Nothing is repaired and nothing is deleted; a record with an objection goes to quarantine with
 the reason. Figures in the comments were measured on 885 public radiographs (JSRT, Shenzhen,
 COVID-19 Radiography, COVID-QU-Ex), seven of which are blown out.
 """
@@ -20,7 +20,7 @@ from adalora_qat.config import Count, Fraction, Positive, Section
 from adalora_qat.corpus.alignment import edge_agreement
 from adalora_qat.corpus.mask_codes import EncodedRecord
 from adalora_qat.corpus.materialise import needs_conversion, read_pixels
-from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.records import CHEST, Record
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.geometry import to_grey_uint8
 from adalora_qat.imaging.image_file import load_mask
@@ -28,7 +28,7 @@ from adalora_qat.imaging.image_file import load_mask
 Mask = NDArray[np.bool_]
 Range = tuple[Fraction, Fraction]
 
-# Kinds whose empty mask says something: looked, and found none.
+# Structures whose empty mask says something: somebody looked, and there is none.
 LESIONS = ("infection", "pneumothorax")
 # Grey levels within this of black or white, of 255, count as clipped.
 CLIP_MARGIN = 2
@@ -45,7 +45,7 @@ class QualityLimits(Section):
     max_pixels: Count = 100_000_000
     # Four times the largest detectors (5000 × 5000); more is a broken header or a bomb.
     max_aspect: Positive = 2.5
-    # Chest films are 0.7–1.3, whole-body films of infants about 2.
+    # Chest radiographs are 0.7–1.3, whole-body radiographs of infants about 2.
     min_centre_range: Fraction = 0.1
     # 5th to 95th percentile of the centre. Blown out: at most 0.03; all others: from 0.19.
     min_levels: Count = 32
@@ -53,7 +53,7 @@ class QualityLimits(Section):
     max_white: Fraction = 0.5
     # Share clipped to white. Sound: up to 0.15 (burnt-in white margins).
     max_black: Fraction = 0.75
-    # Share clipped to black. Sound: up to 0.18; padding a film to a square adds 0.4.
+    # Share clipped to black. Sound: up to 0.18; padding an image to a square adds 0.4.
     max_aspect_difference: Fraction = 0.02
     # Of image and mask. Two sizes are allowed (299 and 256 px in one public set); another
     # shape is another frame. 2 % is one pixel at 50.
@@ -63,6 +63,8 @@ class QualityLimits(Section):
     # Seen 0.07–0.25; a collapsed lung is a fraction of that.
     heart_area: Range = (0.01, 0.3)
     # Seen 0.06–0.14.
+    other_area: Range = (0.0, 0.9)
+    # Any structure that is not of the chest; more is the background, given as the mask.
     lesion_area: Range = (0.0, 0.5)
     # No more than both lungs usually take; seen up to 0.37.
     min_lesion_inside: Fraction = 0.5
@@ -74,7 +76,7 @@ class QualityLimits(Section):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Objection:
     """One objection: a short code for counting, and the reason in words."""
 
     code: str
@@ -83,41 +85,41 @@ class Finding:
 
 def inspect(
     record: Record, limits: QualityLimits | None = None, pixels: NDArray[Any] | None = None
-) -> list[Finding]:
+) -> list[Objection]:
     """Look at a record's image and masks; return every objection, none for a sound record.
 
-    Never raises for what is in a file: a file that cannot be read is a finding.
+    Never raises for what is in a file: a file that cannot be read is an objection.
 
     Parameters
     ----------
-    pixels : the image, (H, W) or (H, W, 3), if the caller has read it already.
+    record : its files are read, masks at their own size.
+    limits : thresholds; None takes the defaults.
+    pixels : the image, (H, W) or (H, W, 3), bones bright, if the caller has read it already.
     """
     limits = limits or QualityLimits()
     if pixels is None:
         try:
             pixels = read_pixels(record.image)
         except DataError as error:
-            return [Finding("image_unreadable", str(error))]
+            return [Objection("image_unreadable", str(error))]
     shape = list(_check_shape(pixels, limits))
     if shape:
         return shape
     try:
         grey = _as_shown(record, pixels)
     except DataError as error:
-        return [Finding("image_unreadable", str(error))]
-    found = list(_check_grey(grey, limits))
+        return [Objection("image_unreadable", str(error))]
+    objections = list(_check_grey(grey, limits))
     masks: dict[str, Mask] = {}
-    for kind, mask in _read_masks(record):
-        if isinstance(mask, Finding):
-            found.append(mask)
+    for structure, mask in _read_masks(record):
+        if isinstance(mask, Objection):
+            objections.append(mask)
             continue
-        objections = list(_check_mask(kind, mask, grey.shape, limits))
-        found += objections
-        if not objections:
-            masks[kind] = mask
-    if not found:
-        found = list(_check_together(grey, masks, limits))
-    return found
+        against = list(_check_mask(structure, mask, grey.shape, limits))
+        objections += against
+        if not against:
+            masks[structure] = mask
+    return objections or list(_check_together(grey, masks, limits))
 
 
 def _as_shown(record: Record, pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -129,22 +131,22 @@ def _as_shown(record: Record, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return to_grey_uint8(pixels)
 
 
-def _check_shape(pixels: NDArray[Any], limits: QualityLimits) -> Iterator[Finding]:
+def _check_shape(pixels: NDArray[Any], limits: QualityLimits) -> Iterator[Objection]:
     height, width = pixels.shape[:2]
     if min(height, width) < limits.min_side or height * width > limits.max_pixels:
-        yield Finding(
+        yield Objection(
             "image_size",
             f"{height}x{width} pixels; a radiograph here has sides from {limits.min_side} and "
             f"at most {limits.max_pixels} pixels",
         )
     elif max(height, width) > limits.max_aspect * min(height, width):
-        yield Finding(
+        yield Objection(
             "image_aspect",
             f"{height}x{width} pixels: one side is more than {limits.max_aspect} times the other",
         )
 
 
-def _check_grey(grey: NDArray[np.uint8], limits: QualityLimits) -> Iterator[Finding]:
+def _check_grey(grey: NDArray[np.uint8], limits: QualityLimits) -> Iterator[Objection]:
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size
     levels = int(np.count_nonzero(shares))
     low, middle, high = _percentiles(_centre(grey), (0.05, 0.5, 0.95))
@@ -153,23 +155,23 @@ def _check_grey(grey: NDArray[np.uint8], limits: QualityLimits) -> Iterator[Find
         "black": (shares[: 1 + CLIP_MARGIN].sum(), limits.max_black),
     }
     if levels == 1:
-        yield Finding("image_constant", f"every pixel has the grey level {grey.flat[0]}")
+        yield Objection("image_constant", f"every pixel has the grey level {grey.flat[0]}")
     elif high - low < limits.min_centre_range:
         state = "blown out" if middle > 0.9 else "black" if middle < 0.1 else "blank"
         code = {"blown out": "image_blown_out"}.get(state, "image_blank")
-        yield Finding(
+        yield Objection(
             code,
             f"{state}: the centre spans {high - low:.3f} of the grey scale around {middle:.2f} "
             f"(a radiograph at least {limits.min_centre_range})",
         )
     elif levels < limits.min_levels:
-        yield Finding(
+        yield Objection(
             "image_levels", f"only {levels} grey levels (at least {limits.min_levels} expected)"
         )
     else:
         for name, (share, limit) in clipped.items():
             if share > limit:
-                yield Finding(
+                yield Objection(
                     f"image_{name}",
                     f"{share:.0%} of the image is clipped to {name} (> {limit:.0%})",
                 )
@@ -187,58 +189,64 @@ def _centre(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grey[top : height - top, left : width - left]
 
 
-def _read_masks(record: Record) -> Iterator[tuple[str, Mask | Finding]]:
+def _read_masks(record: Record) -> Iterator[tuple[str, Mask | Objection]]:
     codes = record.codes if isinstance(record, EncodedRecord) else {}
-    for kind in (*record.masks, *codes):
+    for name in (*record.masks, *codes):
         try:
-            mask = codes[kind].decode() if kind in codes else load_mask(record.masks[kind])
+            mask = codes[name].decode() if name in codes else load_mask(record.masks[name])
         except DataError as error:
-            yield kind, Finding("mask_unreadable", f"{kind}: {error}")
+            yield name, Objection("mask_unreadable", f"{name}: {error}")
         else:
-            yield kind, mask
+            yield name, mask
 
 
 def _check_mask(
-    kind: str, mask: Mask, image_shape: tuple[int, ...], limits: QualityLimits
-) -> Iterator[Finding]:
+    structure: str, mask: Mask, image_shape: tuple[int, ...], limits: QualityLimits
+) -> Iterator[Objection]:
     height, width = image_shape
     ratio = (mask.shape[0] * width) / (mask.shape[1] * height)
     if abs(ratio - 1) > limits.max_aspect_difference:
-        yield Finding(
+        yield Objection(
             "mask_frame",
-            f"{kind}: mask of {mask.shape[0]}x{mask.shape[1]} pixels on an image of "
+            f"{structure}: mask of {mask.shape[0]}x{mask.shape[1]} pixels on an image of "
             f"{height}x{width}, another shape of frame",
         )
         return
     if not mask.any():
-        if kind not in LESIONS:
-            yield Finding("mask_empty", f"{kind}: mask without foreground")
+        if structure not in LESIONS:
+            remedy = "" if structure in CHEST else "; leave it out where the image does not show it"
+            yield Objection("mask_empty", f"{structure}: mask without foreground{remedy}")
         return
     area = float(mask.mean())
-    low, high = _area_limits(kind, limits)
+    low, high = _area_limits(structure, limits)
     if not low <= area <= high:
-        yield Finding(
+        yield Objection(
             "mask_area",
-            f"{kind}: mask covers {area:.1%} of the image (plausible: {low:.0%} to {high:.0%})",
+            f"{structure}: mask covers {area:.1%} of the image (plausible: {low:.0%} to "
+            f"{high:.0%})",
         )
 
 
-def _area_limits(kind: str, limits: QualityLimits) -> Range:
-    if kind in LESIONS:
+def _area_limits(structure: str, limits: QualityLimits) -> Range:
+    if structure in LESIONS:
         return limits.lesion_area
-    one_lung = limits.one_lung_area
-    ranges = {"lung": limits.lung_area, "left_lung": one_lung, "right_lung": one_lung}
-    return ranges.get(kind, limits.heart_area)
+    chest = {
+        "lung": limits.lung_area,
+        "left_lung": limits.one_lung_area,
+        "right_lung": limits.one_lung_area,
+        "heart": limits.heart_area,
+    }
+    return chest.get(structure, limits.other_area)
 
 
 def _check_together(
     grey: NDArray[np.uint8], masks: Mapping[str, Mask], limits: QualityLimits
-) -> Iterator[Finding]:
+) -> Iterator[Objection]:
     """Check the masks against each other and the lungs against the image."""
     if "left_lung" in masks and "right_lung" in masks:
         left, right = (_mean_column(masks[kind]) for kind in ("left_lung", "right_lung"))
         if left <= right:
-            yield Finding(
+            yield Objection(
                 "mask_sides",
                 "the left lung's mask lies left of the right one's in the image; the patient's "
                 "left is on the right: swapped masks or a mirrored image",
@@ -251,10 +259,10 @@ def _check_together(
             lesion = _resized(masks[kind], grey.shape)
             inside = float((lesion & lung).sum() / max(lesion.sum(), 1))
             if inside < limits.min_lesion_inside:
-                yield Finding("mask_outside_lung", f"{kind}: {inside:.0%} of it is in the lungs")
+                yield Objection("mask_outside_lung", f"{kind}: {inside:.0%} of it is in the lungs")
     agreement = edge_agreement(grey, lung)
     if agreement < limits.min_edge_agreement:
-        yield Finding(
+        yield Objection(
             "mask_misaligned",
             f"lung: {agreement:.0%} of the contour has an edge of the image near it (at least "
             f"{limits.min_edge_agreement:.0%}): shifted, of another patient, or image inverted",

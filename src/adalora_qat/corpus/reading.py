@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from adalora_qat.corpus.mask_codes import mask_kinds
-from adalora_qat.corpus.records import MASK_KINDS, Record
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
@@ -42,6 +41,7 @@ class Reading:
     records : what can be used, in a fixed order.
     set_aside : what was found and cannot be used, with reasons.
     found : how many files (or table rows, for a table) the reader looked at.
+    notes : what else the user should know, such as columns without a meaning.
 
     Raises
     ------
@@ -54,6 +54,7 @@ class Reading:
     records: list[Record]
     set_aside: list[SetAside]
     found: int
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.found != len(self.records) + len(self.set_aside):
@@ -70,22 +71,6 @@ class Reading:
                 f"{twice[0]}; give every image its own name"
             )
 
-    @property
-    def mask_counts(self) -> dict[str, int]:
-        """Return how many records have each kind of mask."""
-        counts = Counter(kind for record in self.records for kind in mask_kinds(record))
-        return {kind: counts[kind] for kind in MASK_KINDS if counts[kind]}
-
-    def summary(self) -> str:
-        """Return one line: found, used and set aside, masks, reasons with their counts."""
-        masks = ", ".join(f"{n} {kind}" for kind, n in self.mask_counts.items()) or "no masks"
-        reasons = Counter(item.reason for item in self.set_aside)
-        aside = "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common())
-        return (
-            f"{self.source}: {self.found} found, {len(self.records)} used ({masks}), "
-            f"{len(self.set_aside)} set aside" + (f": {aside}" if aside else "")
-        )
-
 
 @dataclass
 class Tally:
@@ -96,10 +81,18 @@ class Tally:
     records: list[Record] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     found: int = 0
+    notes: list[str] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
 
     def use(self, record: Record) -> None:
-        """Count one file as found and used; a second of the same id is set aside."""
+        """Count one file as found and used; a second of the same id is set aside.
+
+        So is a file whose name no table can hold: names on disk may be any bytes.
+        """
+        for path in (record.image, *record.masks.values()):
+            if shown(path) != str(path):
+                self.leave(path, "its name is not UTF-8; rename it")
+                return
         if record.id in self._ids:
             self.leave(record.image, f"a second image of the name {record.id}")
             return
@@ -115,18 +108,19 @@ class Tally:
     def leave_orphans(self, masks: Mapping[str, MaskIndex], used: Iterable[Path]) -> None:
         """Set aside the mask files that no image asked for."""
         taken = set(used)
-        for kind, index in masks.items():
+        for structure, index in masks.items():
             for path in index.files:
                 if path not in taken:
-                    self.leave(path, f"{kind} mask without an image of that name")
+                    self.leave(path, f"{structure} mask without an image of that name")
 
     def reading(self) -> Reading:
         """Close the books."""
-        return Reading(self.source, self.root, self.records, self.set_aside, self.found)
+        notes = tuple(self.notes)
+        return Reading(self.source, self.root, self.records, self.set_aside, self.found, notes)
 
 
 class MaskIndex:
-    """The mask files of one kind, found by the key of the image they belong to.
+    """The mask files of one structure, found by the key of the image they belong to.
 
     Parameters
     ----------
@@ -153,9 +147,9 @@ class MaskIndex:
 
 
 def masks_of(key: str, masks: Mapping[str, MaskIndex]) -> dict[str, Path]:
-    """Return mask kind → file for the image with this key, for the kinds that have one."""
-    found = ((kind, index.get(key)) for kind, index in masks.items())
-    return {kind: path for kind, path in found if path is not None}
+    """Return structure → mask file for the image with this key, where there is one."""
+    files = {structure: index.get(key) for structure, index in masks.items()}
+    return {structure: path for structure, path in files.items() if path is not None}
 
 
 def check_any_pair(tally: Tally, masks: Iterable[MaskIndex]) -> None:
@@ -175,6 +169,11 @@ def check_any_pair(tally: Tally, masks: Iterable[MaskIndex]) -> None:
         )
 
 
+def shown(path: Path) -> str:
+    """Return a path as text that can be written and printed, bytes that are no UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def plain(name: str) -> str:
     """Return a name reduced to lower-case letters and digits: ``Left Lung`` → ``leftlung``."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -182,12 +181,12 @@ def plain(name: str) -> str:
 
 def subfolders(folder: Path, depth: int) -> list[Path]:
     """Return folders below ``folder``, nearest first, then by name; hidden ones left out."""
-    found: list[Path] = []
+    below: list[Path] = []
     level = [folder]
     for _ in range(depth):
         level = sorted(child for parent in level for child in _folders_in(parent))
-        found += level
-    return found
+        below += level
+    return below
 
 
 def children_named(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -205,16 +204,23 @@ def need_folder(
 ) -> Path:
     """Return the nearest folder with one of these names.
 
+    Parameters
+    ----------
+    source : the reader, for the message.
+    names : of the folder, in lower-case letters and digits (``plain``).
+    what : the folder holds, for the message.
+    depth : how many levels below ``root`` are looked at.
+
     Raises
     ------
     DataError
         Saying what was looked for and what was found instead.
     """
     check_root(source, root)
-    found = folders_named(root, names, depth)
-    if not found:
+    named = folders_named(root, names, depth)
+    if not named:
         raise missing(source, root, f"{what} (a folder named like {', '.join(names)})", depth)
-    return found[0]
+    return named[0]
 
 
 def check_root(source: str, root: Path) -> None:
@@ -225,7 +231,14 @@ def check_root(source: str, root: Path) -> None:
 
 
 def missing(source: str, root: Path, looked_for: str, depth: int = SEARCH_DEPTH) -> DataError:
-    """Return the error for a data set that is not laid out as published."""
+    """Return the error for a data set that is not laid out as published.
+
+    Parameters
+    ----------
+    source : the reader.
+    looked_for : in words; the message adds what there is instead.
+    depth : how many levels below ``root`` were looked at.
+    """
     return DataError(
         f"{source}: looked in {root} and up to {depth} levels below for {looked_for}; "
         f"{_describe(root)}"
@@ -263,6 +276,6 @@ def _describe(root: Path) -> str:
         return f"found the file {root.name}"
     folders = [f"{path.relative_to(root)}/" for path in subfolders(root, 2)]
     files = Counter(path.suffix or path.name for path in root.iterdir() if path.is_file())
-    shown = folders[:12] + [f"… {len(folders) - 12} more folders"] * (len(folders) > 12)
-    shown += [f"{n} × {suffix} files" for suffix, n in files.most_common(4)]
-    return "found " + (", ".join(shown) or "an empty folder")
+    listed = folders[:12] + [f"… {len(folders) - 12} more folders"] * (len(folders) > 12)
+    listed += [f"{n} × {suffix} files" for suffix, n in files.most_common(4)]
+    return "found " + (", ".join(listed) or "an empty folder")

@@ -41,7 +41,7 @@ ITERATIONS = 12
 # moves ribs a little, and an affine map cannot follow that.
 BLOCK, STEP, SEARCH = 32, 16, 4
 MIN_BLOCKS = 8
-# Local contrast (in standard deviations) below which a block is empty: film edge or air.
+# Local contrast (in standard deviations) below which a block is empty: edge of the detector or air.
 MIN_DETAIL = 0.25
 
 
@@ -78,6 +78,7 @@ def similarity(larger: Layers, other: Layers, window: Window = WHOLE) -> float:
 
     Parameters
     ----------
+    larger, other : of thumbnails (S, S) uint8.
     window : of ``larger``, resembles the whole of ``other``.
 
     Returns
@@ -86,22 +87,23 @@ def similarity(larger: Layers, other: Layers, window: Window = WHOLE) -> float:
     alignment was found. From ``SAME_IMAGE`` on, the two are one.
     """
     start = _window_to_affine(window, COARSE_SIDE)
-    if (found := _shifted(_warp(larger.coarse_detail, start), other.coarse_detail)) >= CLEAR:
-        return found
+    agreement = _shifted(_warp(larger.coarse_detail, start), other.coarse_detail)
+    if agreement >= CLEAR:
+        return agreement
     affine = _align(larger.coarse, other.coarse, start)
     if affine is None:
         return -1.0
-    found = _correlation(larger.coarse_detail, other.coarse_detail, affine)
-    if found < HOPELESS or found >= CLEAR:
-        return found
+    agreement = _correlation(larger.coarse_detail, other.coarse_detail, affine)
+    if agreement < HOPELESS or agreement >= CLEAR:
+        return agreement
     # A shift in half-size pixels is twice as many in full-size ones.
     affine[:, 2] *= THUMBNAIL_SIDE / COARSE_SIDE
     affine = _align(larger.fine, other.fine, affine)
     if affine is None:
         return -1.0
-    found = _correlation(larger.detail, other.detail, affine)
-    if found < HOPELESS or found >= SAME_IMAGE:
-        return found
+    agreement = _correlation(larger.detail, other.detail, affine)
+    if agreement < HOPELESS or agreement >= SAME_IMAGE:
+        return agreement
     return _blocks_correlation(_warp(larger.detail, affine), other.detail, _covered(affine))
 
 
@@ -109,7 +111,7 @@ def _clipped(
     values: NDArray[Any], fine_px: float, coarse_px: float, spread_px: int
 ) -> NDArray[np.float32]:
     detail = local_contrast(values.astype(np.uint8), fine_px, coarse_px, spread_px, 1.0)
-    # Labels and film edges outshine anatomy; clipped, they count like any other structure.
+    # Labels and edges of the detector outshine anatomy; clipped, they count like the rest.
     return np.clip(detail, -2.5, 2.5)
 
 
@@ -124,10 +126,10 @@ def _align(moving: NDArray[np.float32], fixed: NDArray[np.float32], start: Affin
     """Return the affine map from ``fixed`` to ``moving`` pixels that fits best, or None."""
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ITERATIONS, 2e-3)
     try:
-        _, found = cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop)
+        _, affine = cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop)
     except cv2.error:  # the iterations left the image: nothing to align
         return None
-    return np.asarray(found, dtype=np.float32)
+    return np.asarray(affine, dtype=np.float32)
 
 
 def _warp(values: NDArray[np.float32], affine: Affine) -> NDArray[np.float32]:
@@ -162,7 +164,7 @@ def _blocks_correlation(
     aligned: NDArray[np.float32], fixed: NDArray[np.float32], covered: NDArray[np.float32]
 ) -> float:
     """Return the median over blocks of the best correlation within the search range."""
-    found = []
+    best = []
     # Sums over any rectangle from the corners of these tables.
     reach, square = cv2.integral(covered), cv2.integral(fixed * fixed)
     for top in range(SEARCH, THUMBNAIL_SIDE - BLOCK - SEARCH + 1, STEP):
@@ -175,8 +177,8 @@ def _blocks_correlation(
             around = np.s_[
                 top - SEARCH : top + BLOCK + SEARCH, left - SEARCH : left + BLOCK + SEARCH
             ]
-            found.append(cv2.matchTemplate(aligned[around], block, cv2.TM_CCOEFF_NORMED).max())
-    return float(np.median(found)) if len(found) >= MIN_BLOCKS else -1.0
+            best.append(cv2.matchTemplate(aligned[around], block, cv2.TM_CCOEFF_NORMED).max())
+    return float(np.median(best)) if len(best) >= MIN_BLOCKS else -1.0
 
 
 def _mean(sums: NDArray[Any], top: int, left: int, side: int) -> float:

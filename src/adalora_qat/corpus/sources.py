@@ -1,4 +1,4 @@
-"""One reader per public data set: folder on disk → records.
+"""One reader per public data set: folder on disk → records; and which reader reads what.
 
 Readers look at names and headers and decode no image, so they are fast and not hurt by a
 broken file; what is inside is the quality gate's business. Images without a mask are kept
@@ -7,9 +7,12 @@ as records without masks (they can serve as unlabelled images); nothing is made 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,8 +36,9 @@ from adalora_qat.corpus.reading import (
     masks_of,
     missing,
     need_folder,
+    subfolders,
 )
-from adalora_qat.corpus.records import Record
+from adalora_qat.corpus.records import Record, structure_named
 from adalora_qat.corpus.siim_source import read_siim_acr
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.image_file import load_mask
@@ -54,17 +58,102 @@ ORGAN_FOLDERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def read_source(name: str, root: Path) -> Reading:
-    """Read a data set by the name of its reader.
+SOURCE_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+
+
+class Source(NamedTuple):
+    """Where a data set lies and which reader reads it."""
+
+    reader: str
+    path: Path
+
+
+def parse_sources(given: Sequence[str]) -> dict[str, Source]:
+    """Read ``NAME=READER:PATH`` arguments; ``NAME=PATH`` where NAME is a reader.
+
+    A path may hold spaces, colons and equals signs. NAME stands in the manifest as the source.
 
     Raises
     ------
     DataError
-        If the name is unknown or the folder is not laid out as that set is published.
+        If an argument has another form, a name is given twice, or a reader is unknown.
     """
-    if name not in SOURCES:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(sorted(SOURCES))}")
-    return SOURCES[name](Path(root))
+    sources: dict[str, Source] = {}
+    for argument in given:
+        name, separator, rest = argument.partition("=")
+        if not (separator and name and rest):
+            raise DataError(
+                f"{argument!r} must have the form NAME=PATH, as in jsrt=data/jsrt, or "
+                "NAME=READER:PATH, as in hospital_a=pairs:data/a"
+            )
+        if name in sources:
+            raise DataError(
+                f"{name} is given twice, {sources[name].path} and {rest}; give each data set a "
+                f"name of its own, as in {name}_2=READER:PATH"
+            )
+        reader, separator, path = rest.partition(":")
+        if separator and path and reader in READERS:
+            sources[name] = Source(reader, Path(path))
+        elif name in READERS:
+            sources[name] = Source(name, Path(rest))
+        else:
+            raise _unknown_reader(reader if separator else name, argument)
+    return sources
+
+
+def as_source(name: str, given: Path | Source) -> Source:
+    """Return what to read: a path alone is read by the reader of that name."""
+    if isinstance(given, Source):
+        return Source(given.reader, Path(given.path).absolute())
+    return Source(name, Path(given).absolute())
+
+
+def read_source(name: str, given: Path | Source) -> Reading:
+    """Read a data set; its records carry the name that the user gave it.
+
+    Parameters
+    ----------
+    name : a letter, then letters, digits, ``_`` and ``-``: begins the ids of the records.
+    given : the reader and the folder or file; a path alone where the name is the reader's.
+
+    Raises
+    ------
+    DataError
+        If name or reader cannot be used, or the folder is not laid out as the set is published.
+    """
+    reader, root = as_source(name, given)
+    if not re.fullmatch(SOURCE_NAME, name):
+        raise DataError(
+            f"{name!r} cannot name a data set: give a letter and then letters, digits, _ and -"
+        )
+    if reader not in READERS:
+        raise _unknown_reader(reader, f"{name}={root}")
+    try:
+        reading = READERS[reader](root)
+    except OSError as error:
+        raise DataError(
+            f"{name}: {error.filename or root} cannot be read ({error.strerror or error}); "
+            "check the path and who may read it"
+        ) from error
+    except DataError as error:
+        raise error if name == reader else DataError(f"{name}: {error}") from error
+    if name == reader:
+        return reading
+    records = [
+        replace(record, id=name + record.id.removeprefix(reader), source=name)
+        for record in reading.records
+    ]
+    return replace(reading, source=name, records=records)
+
+
+def _unknown_reader(reader: str, argument: str) -> DataError:
+    near = difflib.get_close_matches(reader, READERS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return DataError(
+        f"{argument!r}: no reader is called {reader!r}; {hint}known: {', '.join(sorted(READERS))}. "
+        "A name of your own takes its reader along, NAME=READER:PATH, as in "
+        "hospital_a=pairs:data/a"
+    )
 
 
 def read_jsrt(root: Path) -> Reading:
@@ -109,8 +198,13 @@ def read_montgomery(root: Path) -> Reading:
 
 
 def read_phantom(root: Path) -> Reading:
-    """Read a folder that ``phantom/phantom.py`` wrote: every image is a patient of its own."""
-    masks = _organ_masks(root, "phantom", 3)
+    """Read a folder that ``write_phantoms`` wrote: every image is a patient of its own."""
+    folder = need_folder("phantom", root, ("masks",), "masks")
+    masks = {
+        structure: MaskIndex([child])
+        for child in subfolders(folder, 1)
+        if (structure := structure_named(child.name))
+    }
     return _read_named(root, "phantom", masks, lambda stem: (stem, "phantom"))
 
 
@@ -123,8 +217,12 @@ def _read_named(
 ) -> Reading:
     """Read a set whose file names give patient and label.
 
-    ``describe`` maps the lower-case stem of an image to (patient, label), or to None for a
-    name that is not of this set.
+    Parameters
+    ----------
+    masks : structure → its mask files.
+    describe : lower-case stem of an image → (patient, label), None for a name that is not of
+        this set.
+    spacing_mm : image file → (row, column) size of a pixel in mm, None where unknown.
     """
     folder = need_folder(source, root, IMAGE_FOLDERS, "images")
     tally = Tally(source, root)
@@ -145,13 +243,16 @@ def _read_named(
 
 def _organ_masks(root: Path, source: str, at_least: int) -> dict[str, MaskIndex]:
     check_root(source, root)
-    found = {kind: folders_named(root, names, ORGAN_DEPTH) for kind, names in ORGAN_FOLDERS.items()}
-    found = {kind: folders for kind, folders in found.items() if folders}
-    if len(found) < at_least:
+    present = {
+        organ: folders
+        for organ, names in ORGAN_FOLDERS.items()
+        if (folders := folders_named(root, names, ORGAN_DEPTH))
+    }
+    if len(present) < at_least:
         wanted = ", ".join(list(ORGAN_FOLDERS)[:at_least])
-        looked_for = f"mask folders {wanted} (found: {', '.join(found) or 'none'})"
+        looked_for = f"mask folders {wanted} (found: {', '.join(present) or 'none'})"
         raise missing(source, root, looked_for, ORGAN_DEPTH)
-    return {kind: MaskIndex(folders, _without_mask) for kind, folders in found.items()}
+    return {organ: MaskIndex(folders, _without_mask) for organ, folders in present.items()}
 
 
 def _lung_masks(root: Path, source: str) -> MaskIndex:
@@ -222,7 +323,7 @@ def _nlm_name(prefix: str) -> Callable[[str], tuple[str, str] | None]:
     return describe
 
 
-SOURCES: Mapping[str, Reader] = {
+READERS: Mapping[str, Reader] = {
     "covid19_radiography": read_covid19_radiography,
     "covid_qu_ex": read_covid_qu_ex,
     "jsrt": read_jsrt,

@@ -17,25 +17,33 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from adalora_qat.corpus.records import MASK_KINDS, SPLITS, Record
+from adalora_qat.corpus.records import CHEST, SPLITS, Record, sort_structures, structure_named
 from adalora_qat.errors import DataError
 from adalora_qat.files import atomic_write
 
 SIDES = ("train", "val", "test")
-MASK_COLUMNS = tuple(f"mask_{kind}" for kind in MASK_KINDS)
-PATH_COLUMNS = ("image", *MASK_COLUMNS)
-MANIFEST_COLUMNS = (
-    "id", "source", "label", "patient", "group", "split", *PATH_COLUMNS,
-    "width", "height", "spacing_row_mm", "spacing_col_mm", "pixel_hash",
-)  # fmt: skip
+MASK = "mask_"
+# Columns before and after those of the masks, which come by structure.
+HEAD_COLUMNS = ("id", "source", "label", "patient", "group", "split", "image")
+TAIL_COLUMNS = ("width", "height", "spacing_row_mm", "spacing_col_mm", "pixel_hash")
 NUMBER_TYPES = {
     "width": "int64", "height": "int64", "spacing_row_mm": "float64", "spacing_col_mm": "float64"
 }  # fmt: skip
-TEXT_COLUMNS = tuple(column for column in MANIFEST_COLUMNS if column not in NUMBER_TYPES)
 
 # How strongly a group's stratum, its source and the whole pull it to a side: the stratum
 # decides, the wider levels break its ties so that many small strata do not all round alike.
 LEVEL_WEIGHTS = (1.0, 0.5, 0.25)
+
+
+def manifest_columns(structures: Iterable[str]) -> list[str]:
+    """Return a manifest's columns: those of the chest's structures are always there."""
+    masks = [MASK + structure for structure in sort_structures([*CHEST, *structures])]
+    return [*HEAD_COLUMNS, *masks, *TAIL_COLUMNS]
+
+
+def structures_of(manifest: pd.DataFrame) -> list[str]:
+    """Return the structures that a manifest has columns for, used or not."""
+    return [name.removeprefix(MASK) for name in manifest.columns if name.startswith(MASK)]
 
 
 def assign_splits(
@@ -51,6 +59,12 @@ def assign_splits(
     Everything else is dealt to train, val and test by ``fractions``, stratified by source
     and class, deterministic in ``seed`` and independent of the order of the records.
 
+    Parameters
+    ----------
+    records, groups : one group name a record.
+    fractions : shares of train, val and test; they add up to 1.
+    external : sources that are only ever an external test set.
+
     Returns
     -------
     One split per record, or None for a record of another source that shares a group with
@@ -61,7 +75,7 @@ def assign_splits(
     DataError
         If the fractions are not three shares of one whole, or an external source is unknown.
     """
-    _check_fractions(fractions)
+    check_fractions(fractions)
     _check_external(records, external)
     members: dict[str, list[Record]] = defaultdict(list)
     for record, group in zip(records, groups, strict=True):
@@ -126,7 +140,8 @@ def _level_sizes(records: Sequence[Record]) -> Counter[tuple[str, ...]]:
     return sizes
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse what are not three shares of one whole."""
     if len(fractions) != 3 or any(share < 0 for share in fractions):
         raise DataError(
             f"fractions must be three shares (train, val, test), none negative: {fractions}"
@@ -150,13 +165,14 @@ def write_manifest(manifest: pd.DataFrame, folder: Path) -> None:
 
     A path on another drive than ``folder`` stays absolute.
     """
-    stored = manifest.loc[:, list(MANIFEST_COLUMNS)].astype(NUMBER_TYPES).reset_index(drop=True)
-    for column in TEXT_COLUMNS:
+    columns = manifest_columns(structures_of(manifest))
+    stored = manifest.loc[:, columns].astype(NUMBER_TYPES).reset_index(drop=True)
+    for column in _text_columns(columns):
         stored[column] = _objects(_text(value) for value in stored[column])
-    for column in PATH_COLUMNS:
+    for column in _path_columns(columns):
         stored[column] = _objects(_relative(_text(value), folder) for value in stored[column])
     with atomic_write(folder / "manifest.parquet") as temporary:
-        stored.to_parquet(temporary, index=False, schema=_schema())
+        stored.to_parquet(temporary, index=False, schema=_schema(columns))
     with atomic_write(folder / "manifest.csv") as temporary:
         stored.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -166,27 +182,25 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
 
     Returns
     -------
-    One row per record, columns ``MANIFEST_COLUMNS``, missing values None (NaN for
-    spacings), paths absolute.
+    One row per record, the columns of ``prepare`` and whatever else the file holds, missing
+    values None (NaN for spacings), paths absolute.
 
     Raises
     ------
     DataError
-        If there is no manifest, or it lacks a column, repeats an id, names an unknown
-        split or puts one group on two sides.
+        If there is no manifest, or it lacks a column, has a mask column that names no
+        structure, repeats an id, names an unknown split or puts one group on two sides.
     """
     file = _manifest_file(Path(path))
     try:
         manifest = _read_table(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as a manifest: {error}") from error
-    missing = [column for column in MANIFEST_COLUMNS if column not in manifest]
-    if missing:
-        raise DataError(f"{file} lacks the columns {', '.join(missing)}; run prepare again")
-    manifest = manifest.loc[:, list(MANIFEST_COLUMNS)].reset_index(drop=True)
-    for column in TEXT_COLUMNS:
+    _check_columns(manifest, file)
+    manifest = manifest.reset_index(drop=True)
+    for column in _text_columns(manifest.columns):
         manifest[column] = _objects(_text(value) for value in manifest[column])
-    for column in PATH_COLUMNS:
+    for column in _path_columns(manifest.columns):
         manifest[column] = _objects(_absolute(value, file.parent) for value in manifest[column])
     _check_manifest(manifest, file)
     return manifest
@@ -228,7 +242,11 @@ def _record(row: Mapping[str, Any]) -> Record:
         id=row["id"],
         source=row["source"],
         image=Path(row["image"]),
-        masks={kind: Path(p) for kind in MASK_KINDS if (p := _text(row[f"mask_{kind}"]))},
+        masks={
+            column.removeprefix(MASK): Path(path)
+            for column, path in row.items()
+            if column.startswith(MASK) and isinstance(path, str)
+        },
         label=_text(row["label"]),
         patient=_text(row["patient"]),
         spacing_mm=None if any(map(math.isnan, spacing)) else spacing,
@@ -248,21 +266,40 @@ def _manifest_file(path: Path) -> Path:
 
 def _read_table(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
-        types = {**dict.fromkeys(TEXT_COLUMNS, "object"), **NUMBER_TYPES}
+        columns = pd.read_csv(file, nrows=0).columns
+        types = {**dict.fromkeys(_text_columns(columns), "object"), **NUMBER_TYPES}
         # Only an empty field is missing: "NA" and "null" are possible ids and labels.
         return pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])
     return pd.read_parquet(file)
 
 
-def _schema() -> pa.Schema:
+def _schema(columns: Iterable[str]) -> pa.Schema:
     # Said outright, or a column without any value would change its type.
     types = {"int64": pa.int64(), "float64": pa.float64()}
     return pa.schema(
-        [
-            (c, types[NUMBER_TYPES[c]] if c in NUMBER_TYPES else pa.string())
-            for c in MANIFEST_COLUMNS
-        ]
+        [(c, types[NUMBER_TYPES[c]] if c in NUMBER_TYPES else pa.string()) for c in columns]
     )
+
+
+def _text_columns(columns: Iterable[str]) -> list[str]:
+    known = {*HEAD_COLUMNS, *TAIL_COLUMNS} - set(NUMBER_TYPES)
+    return [column for column in columns if column in known or column.startswith(MASK)]
+
+
+def _path_columns(columns: Iterable[str]) -> list[str]:
+    return [column for column in columns if column == "image" or column.startswith(MASK)]
+
+
+def _check_columns(manifest: pd.DataFrame, file: Path) -> None:
+    missing = [column for column in (*HEAD_COLUMNS, *TAIL_COLUMNS) if column not in manifest]
+    if missing:
+        raise DataError(f"{file} lacks the columns {', '.join(missing)}; run prepare again")
+    for structure in structures_of(manifest):
+        if structure_named(structure) != structure:
+            raise DataError(
+                f"{file} has a column {MASK}{structure}, which names no structure; write "
+                "lower-case letters, digits and underscores, as in mask_left_kidney"
+            )
 
 
 def _objects(values: Iterable[str | None]) -> pd.Series[Any]:

@@ -13,27 +13,27 @@ import hashlib
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from adalora_qat.corpus.records import MASK_KINDS, Record
+from adalora_qat.ahead import in_order
+from adalora_qat.corpus.records import Record, sort_structures
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.boxes import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
 from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
-from adalora_qat.evaluate.fingerprint import answer_fingerprint, records_fingerprint
-from adalora_qat.evaluate.journal import Journal
+from adalora_qat.evaluate.journal import Journal, answer_fingerprint, records_fingerprint
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
-from adalora_qat.evaluate.prompts import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.imaging.automatic_prompt import predict_automatically
-from adalora_qat.imaging.geometry import load_image
+from adalora_qat.imaging.geometry import load_image, whole_box
 from adalora_qat.predictor import Prediction, Predictor, uses_boxes
 from adalora_qat.progress import Progress
 
@@ -41,9 +41,6 @@ Mask = NDArray[np.bool_]
 
 OK = "ok"
 NO_BOX = "no oracle box: the truth is empty"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def evaluate_cases(
     ----------
     predictor : any model of the house or a peer.
     records : the cases; ids unique.
-    targets : mask kinds ("lung" may be composed of both lungs). A record without a target
+    targets : structures ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.
     box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, ``automatic``,
         or a ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is
@@ -184,7 +181,7 @@ class _Run:
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="evaluate")
         try:
             # A few images ahead of the predictor and a few behind it: memory stays flat.
-            for case in _ahead(pool, self.load, todo, jobs + 1):
+            for case in in_order(pool, self.load, todo, jobs + 1):
                 waiting.append((case.record, pool.submit(self.measure, case, self.ask(case))))
                 settle(2 * jobs)
             settle(0)
@@ -210,7 +207,8 @@ class _Run:
     def ask(self, case: _Case) -> _Answer:
         """Run the predictor once on a case, with the boxes of all its targets."""
         if self.prompt.kind != "oracle":
-            boxed, boxes = list(case.truths), None
+            # One mask for all targets, of the whole image or of the box that is found in it.
+            boxed, boxes = list(case.truths), stack_boxes([whole_box(*case.image.shape[:2])])
         else:
             drawn = {t: self.prompt.box(m, case.record.id, t) for t, m in case.truths.items()}
             found = {target: box for target, box in drawn.items() if box is not None}
@@ -223,15 +221,14 @@ class _Run:
         else:
             prediction = self.predictor.predict(case.image, boxes)
         seconds = time.perf_counter() - begin
-        count = 1 if boxes is None else len(boxes)
-        _check_prediction(self.predictor.name, case, prediction, count)
-        at = {target: 0 if boxes is None else i for i, target in enumerate(boxed)}
+        _check_prediction(self.predictor.name, case, prediction, len(boxes))
+        at = {target: i if self.prompt.kind == "oracle" else 0 for i, target in enumerate(boxed)}
         return _Answer(
             {target: prediction.masks[i] for target, i in at.items()},
             {target: float(prediction.scores[i]) for target, i in at.items()},
             {target: prediction.boxes_xyxy_original[i] for target, i in at.items()},
             seconds,
-            count,
+            len(boxes),
         )
 
     def measure(self, case: _Case, answer: _Answer) -> list[dict[str, Any]]:
@@ -295,15 +292,18 @@ _EMPTY = {
 
 def _choose(records: Sequence[Record], targets: Sequence[str]) -> list[Record]:
     """Return the records that give a target, having checked all that can be checked now."""
-    unknown = [target for target in targets if target not in MASK_KINDS]
-    if unknown or not targets or len(set(targets)) != len(targets):
-        raise DataError(f"targets {list(targets)}: name some of {', '.join(MASK_KINDS)}, each once")
+    given = sort_structures(structure for record in records for structure in record.masks)
+    if not targets or len(set(targets)) != len(targets):
+        raise DataError(f"targets {list(targets)}: name some of {', '.join(given)}, each once")
     doubled = [case_id for case_id, n in Counter(r.id for r in records).items() if n > 1]
     if doubled:
         raise DataError(f"{len(doubled)} ids are listed twice, the first is {doubled[0]!r}")
     for target in targets:
         if not any(record.mask_parts(target) for record in records):
-            raise DataError(f"none of the {len(records)} records gives a {target} mask")
+            raise DataError(
+                f"none of the {len(records)} records gives a {target} mask; they give "
+                f"{', '.join(given) or 'none at all'}"
+            )
     chosen = [record for record in records if any(map(record.mask_parts, targets))]
     files = [p for r in chosen for p in (r.image, *(m for t in targets for m in r.mask_parts(t)))]
     missing = [path for path in files if not path.is_file()]
@@ -336,22 +336,6 @@ def _identity(
         "masks_saved": save_masks,
         "provenance": dict(provenance or {}),
     }
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    ahead: int,
-) -> Iterator[Result]:
-    """Yield results in order, computed in the pool at most ``ahead`` items early."""
-    running: deque[Future[Result]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) > ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 def _lungs(masks: Mapping[str, Mask]) -> Mask | None:

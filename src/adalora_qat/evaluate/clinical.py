@@ -51,14 +51,25 @@ def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
 
 
 def area_mm2(mask: Mask, spacing_mm: tuple[float, float] | None) -> float:
-    """Return the area of a mask in mm², NaN where the (row, column) spacing is unknown."""
+    """Return the area of a mask in mm², NaN where the spacing is unknown.
+
+    Parameters
+    ----------
+    mask : (H, W) bool.
+    spacing_mm : of a pixel, (row, column).
+    """
     if spacing_mm is None:
         return math.nan
     return float(np.count_nonzero(mask) * spacing_mm[0] * spacing_mm[1])
 
 
 def component_count(mask: Mask) -> int:
-    """Return the number of connected components; pixels that touch at a corner connect."""
+    """Return the number of connected components; pixels that touch at a corner connect.
+
+    Parameters
+    ----------
+    mask : (H, W) bool.
+    """
     labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]
     return int(labels) - 1  # OpenCV counts the background
 

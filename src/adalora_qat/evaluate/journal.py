@@ -1,4 +1,4 @@
-"""An append-only record of a long evaluation, so that it can stop and go on.
+"""An append-only record of a long evaluation, so that it can stop and go on, and what decides it.
 
 The first line says what is being computed; a journal of anything else is refused. Each
 further line holds one finished item and goes to the disk at once; half a line, as a
@@ -7,12 +7,17 @@ crash leaves it, is dropped and computed again.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
+from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError, UserError
+from adalora_qat.predictor import Predictor
 
 Rows = list[dict[str, Any]]
 
@@ -121,6 +126,35 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
             f"{path} holds results of another evaluation ({told}); choose another folder, or "
             "evaluate anew without resuming"
         )
+
+
+def records_fingerprint(records: Sequence[Record], targets: Sequence[str]) -> str:
+    """Return the SHA-256 of what records state, and of their files' paths, sizes and times."""
+    digest = hashlib.sha256()
+    for record in records:
+        stated = (record.id, record.source, record.label, record.patient, record.spacing_mm)
+        digest.update(repr(stated).encode())
+        for path in (record.image, *(m for t in targets for m in record.mask_parts(t))):
+            state = path.stat() if path.is_file() else None
+            stamp = (state.st_size, state.st_mtime_ns) if state else None
+            digest.update(repr((str(path), stamp)).encode())
+    return digest.hexdigest()
+
+
+def answer_fingerprint(predictor: Predictor) -> str:
+    """Return the SHA-256 of a predictor's exact answer to one synthetic image.
+
+    A name says nothing about weights; two trainings of one model answer differently. A
+    predictor that is not deterministic has no stable fingerprint and cannot be resumed.
+    """
+    rows, columns = np.mgrid[:96, :128]
+    image = (128 + 90 * np.sin(rows / 7) * np.cos(columns / 11)).astype(np.uint8)
+    boxes = np.array([[20, 10, 110, 80], [40, 30, 90, 60]], dtype=np.float32)
+    answer = predictor.predict(image, boxes)
+    digest = hashlib.sha256()
+    for array in (answer.logits, answer.masks, answer.scores):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

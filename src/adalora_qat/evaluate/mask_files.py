@@ -50,6 +50,6 @@ def mask_path(out: Path, case_id: str, target: str) -> Path:
 
 
 def save_mask(path: Path, mask: Mask) -> None:
-    """Write a mask as a 1-bit PNG."""
+    """Write a mask, (H, W) bool, as a 1-bit PNG."""
     with atomic_write(path) as temporary:
         Image.fromarray(mask).save(temporary, format="PNG")

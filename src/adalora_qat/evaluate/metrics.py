@@ -68,124 +68,58 @@ class Metric:
     title: str
     unit: str
     higher_is_better: bool
-    definition: str
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "dsc": Metric("DSC", "", True, "2|T∩P|/(|T|+|P|)"),
-        "iou": Metric("IoU", "", True, "|T∩P|/|T∪P|"),
-        "nsd_deepmind2d_2px": Metric(
-            "NSD (surface-distance 2-D, 2 px)", "", True, "contour length within 2 px"
-        ),
-        "nsd_medsam_2px": Metric(
-            "NSD (MedSAM protocol, 2 px)", "", True, "one-slice volume, 0 where DSC ≤ 0.2"
-        ),
-        "nsd_deepmind2d_2mm": Metric(
-            "NSD (surface-distance 2-D, 2 mm)", "", True, "contour length within 2 mm"
-        ),
-        "hd95_px": Metric("HD95 (px)", "px", False, "95th percentile contour distance"),
-        "hd95_mm": Metric("HD95 (mm)", "mm", False, "95th percentile contour distance"),
-        "assd_px": Metric("ASSD (px)", "px", False, "mean symmetric contour distance"),
-        "assd_mm": Metric("ASSD (mm)", "mm", False, "mean symmetric contour distance"),
-        "precision": Metric("Precision", "", True, "|T∩P|/|P|"),
-        "recall": Metric("Recall", "", True, "|T∩P|/|T|"),
-        "boundary_iou": Metric("Boundary IoU (2 % of diagonal)", "", True, "IoU of inner bands"),
+        "dsc": Metric("DSC", "", True),
+        "iou": Metric("IoU", "", True),
+        "nsd_deepmind2d_2px": Metric("NSD (surface-distance 2-D, 2 px)", "", True),
+        "nsd_medsam_2px": Metric("NSD (MedSAM protocol, 2 px)", "", True),
+        "nsd_deepmind2d_2mm": Metric("NSD (surface-distance 2-D, 2 mm)", "", True),
+        "hd95_px": Metric("HD95 (px)", "px", False),
+        "hd95_mm": Metric("HD95 (mm)", "mm", False),
+        "assd_px": Metric("ASSD (px)", "px", False),
+        "assd_mm": Metric("ASSD (mm)", "mm", False),
+        "precision": Metric("Precision", "", True),
+        "recall": Metric("Recall", "", True),
+        "boundary_iou": Metric("Boundary IoU (2 % of diagonal)", "", True),
     }
 )
-"""Every metric of ``case_metrics``, in the order of the table."""
+"""Every metric of ``case_metrics``, in the order of the table.
+
+- ``dsc``: 2|T∩P|/(|T|+|P|) (Dice 1945, "coincidence index"; Sørensen 1948); ``iou``:
+  |T∩P|/|T∪P| (Jaccard 1912); ``precision``: |T∩P|/|P|; ``recall``: |T∩P|/|T|.
+- ``nsd_deepmind2d``: share of both contours, by length, within the tolerance of the other
+  (Nikolov et al. 2021, "Clinically applicable segmentation of head and neck anatomy", J Med
+  Internet Res 23(7), surface DSC), as surface-distance defines it in 2-D.
+- ``nsd_medsam``: of the MedSAM protocol (LiteMedSAM, ``evaluation/compute_metrics.py``).
+- ``hd95``: the larger of the two directed 95th percentiles over the length of each contour
+  (Huttenlocher et al. 1993, Eq. 5, with the percentile of surface-distance).
+- ``assd``: length-weighted mean distance over both contours together (Heimann et al. 2009,
+  Sec. III-B, with contour lengths in place of the count of surface voxels).
+- ``boundary_iou``: IoU of the pixels of each mask near its own contour (Cheng et al. 2021, Eq. 1).
+"""
 
 
 def dice(truth: Mask, prediction: Mask) -> float:
-    """Return 2|T∩P|/(|T|+|P|) (Dice 1945, "coincidence index"; Sørensen 1948)."""
-    return _overlaps(*_checked(truth, prediction))["dsc"]
-
-
-def iou(truth: Mask, prediction: Mask) -> float:
-    """Return |T∩P|/|T∪P| (Jaccard 1912)."""
-    return _overlaps(*_checked(truth, prediction))["iou"]
-
-
-def precision(truth: Mask, prediction: Mask) -> float:
-    """Return |T∩P|/|P|, the share of the prediction that is right."""
-    return _overlaps(*_checked(truth, prediction))["precision"]
-
-
-def recall(truth: Mask, prediction: Mask) -> float:
-    """Return |T∩P|/|T|, the share of the truth that is found."""
-    return _overlaps(*_checked(truth, prediction))["recall"]
-
-
-def nsd_surface_distance_2d(
-    truth: Mask, prediction: Mask, tolerance: float = TOLERANCE, spacing: Spacing = (1.0, 1.0)
-) -> float:
-    """Return the normalised surface Dice in 2-D, as DeepMind's surface-distance defines it.
-
-    The share of both contours, by length, that lies within ``tolerance`` of the other
-    contour (Nikolov et al. 2021, "Clinically applicable segmentation of head and neck
-    anatomy", J Med Internet Res 23(7), surface DSC).
+    """Return 2|T∩P|/(|T|+|P|) alone, 1 where both are empty.
 
     Parameters
     ----------
     truth, prediction : (H, W) bool.
-    tolerance : in the unit of ``spacing``.
-    spacing : of rows and columns; (1, 1) measures in pixels.
+
+    Raises
+    ------
+    DataError
+        If the masks are not (H, W) bool of one size.
     """
-    truth, prediction = _checked(truth, prediction)
-    _check_spacing(spacing)
-    empty = _empty_value(truth, prediction, worst=0.0, best=1.0)
-    return contour_distances(truth, prediction, spacing).nsd(tolerance) if empty is None else empty
+    return _overlaps(*_checked(truth, prediction))["dsc"]
 
 
-def nsd_medsam(truth: Mask, prediction: Mask, tolerance: float = TOLERANCE) -> float:
-    """Return the NSD of the MedSAM protocol (LiteMedSAM, ``evaluation/compute_metrics.py``).
-
-    The 2-D mask as a volume of one slice, spacing 1, surface-distance in 3-D; zero where
-    DSC ≤ 0.2. The surfaces of both faces of the slice are alike, so one is counted; on it,
-    every corner that touches a foreground pixel is a surface element.
-    """
-    truth, prediction = _checked(truth, prediction)
-    return _nsd_medsam(*crop(truth, prediction), tolerance)
-
-
-def hd95(truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)) -> float:
-    """Return the 95th percentile Hausdorff distance, in the unit of ``spacing``.
-
-    The larger of the two directed percentiles over the length of each contour
-    (Huttenlocher et al. 1993, Eq. 5, with the percentile of surface-distance).
-    """
-    truth, prediction = _checked(truth, prediction)
-    _check_spacing(spacing)
-    empty = _empty_value(truth, prediction, worst=_diagonal(truth.shape, spacing), best=0.0)
-    return contour_distances(truth, prediction, spacing).hausdorff(95) if empty is None else empty
-
-
-def assd(truth: Mask, prediction: Mask, spacing: Spacing = (1.0, 1.0)) -> float:
-    """Return the average symmetric surface distance, in the unit of ``spacing``.
-
-    The length-weighted mean distance over both contours together (Heimann et al. 2009,
-    Sec. III-B, with contour lengths in place of the count of surface voxels).
-    """
-    truth, prediction = _checked(truth, prediction)
-    _check_spacing(spacing)
-    empty = _empty_value(truth, prediction, worst=_diagonal(truth.shape, spacing), best=0.0)
-    return contour_distances(truth, prediction, spacing).mean() if empty is None else empty
-
-
-def boundary_iou(truth: Mask, prediction: Mask, share: float = BOUNDARY_SHARE) -> float:
-    """Return the boundary IoU (Cheng et al. 2021, Eq. 1).
-
-    IoU of the pixels of each mask within d of its own contour, d = ``share`` of the image
-    diagonal, at least one pixel, distance by the 3×3 neighbourhood (chessboard) as in the
-    authors' code. The image's edge counts as contour.
-    """
-    truth, prediction = _checked(truth, prediction)
-    return _boundary_iou(*crop(truth, prediction), band_px(truth.shape, share))
-
-
-def band_px(shape: tuple[int, ...], share: float = BOUNDARY_SHARE) -> int:
-    """Return the width in pixels of the boundary band of an image of (H, W)."""
-    return max(1, round(share * math.hypot(shape[0], shape[1])))
+def band_px(shape: tuple[int, ...]) -> int:
+    """Return the width in pixels of the boundary band of an image of (H, W), at least one."""
+    return max(1, round(BOUNDARY_SHARE * math.hypot(shape[0], shape[1])))
 
 
 def case_metrics(
@@ -251,6 +185,12 @@ def _overlaps(truth: Mask, prediction: Mask) -> dict[str, float]:
 
 
 def _nsd_medsam(truth: Mask, prediction: Mask, tolerance: float) -> float:
+    """Return the NSD of the MedSAM protocol: zero where DSC ≤ 0.2.
+
+    The 2-D mask as a volume of one slice, spacing 1, surface-distance in 3-D. The surfaces of
+    both faces of the slice are alike, so one is counted; on it, every corner that touches a
+    foreground pixel is a surface element.
+    """
     overlap = _overlaps(truth, prediction)["dsc"]
     if overlap <= MEDSAM_MIN_DICE or not truth.any():
         return 1.0 if overlap == 1 else 0.0
@@ -267,6 +207,11 @@ def _nsd_medsam(truth: Mask, prediction: Mask, tolerance: float) -> float:
 
 
 def _boundary_iou(truth: Mask, prediction: Mask, width: int) -> float:
+    """Return the IoU of the bands of ``width`` pixels along the contours.
+
+    Distance is by the 3×3 neighbourhood (chessboard) as in the authors' code; the image's edge
+    counts as contour.
+    """
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     bands = []
     for mask in (truth, prediction):

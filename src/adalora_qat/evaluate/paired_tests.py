@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Reals = NDArray[np.float64]
-Wholes = NDArray[np.int64]
 
 _SAME = 1e-12
 """Differences that vary by less are equal: what is left is the rounding of subtractions."""
@@ -179,6 +178,13 @@ def cluster_bootstrap(
     20 cases cover 92 to 93 %. The mean is a ratio of cluster sums to cluster
     sizes, so the jackknife is closed: ``scipy.stats.bootstrap`` builds it from G² values,
     out of reach for thousands of patients. At equal nominal levels the two agree.
+
+    Parameters
+    ----------
+    differences : (N,), one a case.
+    clusters : (N,) integers from 0, the patient or image of each case.
+    confidence : of the interval, between 0 and 1.
+    resamples, seed : draws of clusters, and what they are drawn by.
 
     Returns
     -------

@@ -56,7 +56,14 @@ def check_one(table: pd.DataFrame, which: str) -> None:
 def pair(
     a: pd.DataFrame, b: pd.DataFrame, metric: str, missing: str
 ) -> tuple[pd.DataFrame, tuple[Dropped, ...]]:
-    """Return the finite pairs (columns of A, and a, b) and what was left out."""
+    """Return the finite pairs (columns of A, and a, b) and what was left out.
+
+    Parameters
+    ----------
+    a, b : per-case tables of one model each.
+    metric : the column that is compared.
+    missing : ``error`` refuses cases that one table lacks; anything else drops them.
+    """
     for which, table in (("A", a), ("B", b)):
         if metric not in table:
             raise DataError(f"table {which} has no column {metric!r}")
@@ -122,7 +129,13 @@ def clusters_of(pairs: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
 
 
 def unit_means(d: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean difference of each cluster."""
+    """Return the mean difference of each cluster, (G,).
+
+    Parameters
+    ----------
+    d : (N,), one difference a case.
+    clusters : (N,), the cluster of each case, 0 to G − 1.
+    """
     if not d.size:
         return d
     sizes = np.bincount(clusters)

@@ -123,7 +123,7 @@ def rotate(grey: Grey, degrees: float, rng: np.random.Generator) -> Grey:
 
 
 def rotate_mask(mask: Mask, degrees: float) -> Mask:
-    """Turn a mask as ``rotate`` turns its image: bilinear and cut at one half."""
+    """Turn a mask, (H, W) bool, as ``rotate`` turns its image: bilinear and cut at one half."""
     return np.asarray(_turned(mask, degrees, Image.Resampling.BILINEAR)) >= 0.5
 
 

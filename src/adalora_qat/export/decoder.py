@@ -17,15 +17,9 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamFeedForward
 
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.layers import (
-    GELU_FLOOR,
-    convolve_planes,
-    convolve_transposed,
-    float_weight,
-    linear,
-    weight_of,
-)
+from adalora_qat.export.layers import GELU_FLOOR, convolve_planes, convolve_transposed, linear
 from adalora_qat.export.maps import attention
+from adalora_qat.export.weights import float_weight, weight_of
 from adalora_qat.model.sam import Segmenter
 
 
@@ -41,6 +35,19 @@ def embed_boxes(g: Graph, segmenter: Segmenter, boxes: str) -> str:
             with g.scope(f"point_embed.{index}"):
                 labels.append(float_weight(g, encoder.point_embed[index]))
         return g.add(embedded, g.concat(labels, axis=0))
+
+
+def name_structures(g: Graph, segmenter: Segmenter, prompts: str, structures: str) -> str:
+    """Add learned prompts to box prompts (N, 2, D): structures (1, N) int64, −1 for none.
+
+    As ``model.sam.StructurePrompts``.
+    """
+    with g.scope("structure_prompts"):
+        tokens = segmenter.structure_prompts.tokens.detach()
+        # Row 0 is that of −1.
+        table = g.constant("tokens", torch.cat([torch.zeros_like(tokens[:1]), tokens]))
+        rows = g.add(g.squeeze(structures, 0), g.constant("first_row", np.int64(1)))
+        return g.add(prompts, g.node("Gather", table, rows, axis=0))
 
 
 def no_mask(g: Graph, segmenter: Segmenter) -> str:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-# The first opset with Attention.
+# The first opset with Attention, and the first ONNX Runtime with all of its operators.
 OPSET = 23
 IR_VERSION = 11
+MIN_ONNXRUNTIME = "1.24.1"
 
 Shape = Sequence[int | str]
 
@@ -58,9 +59,13 @@ class Graph:
         kind: int = TensorProto.FLOAT,
         default: NDArray[Any] | None = None,
     ) -> str:
-        """Declare an input of the graph; a string in the shape is a dynamic size.
+        """Declare an input of the graph and return its name.
 
-        One with a ``default`` may be left out of a run.
+        Parameters
+        ----------
+        shape : a string in it is a dynamic size.
+        kind : an ONNX element type.
+        default : makes the input one that may be left out of a run.
         """
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name if default is None else self.constant(name, default)
@@ -71,7 +76,18 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def constant(self, name: str, value: Tensor | NDArray[Any] | float) -> str:
-        """Store an initializer of the current scope; the same name and value is stored once."""
+        """Store an initializer of the current scope; the same name and value is stored once.
+
+        Parameters
+        ----------
+        name : within the scope; its whole name is returned.
+        value : stored in its own dtype; a Python float as float32.
+
+        Raises
+        ------
+        ValueError
+            If the scope has another value of that name.
+        """
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         if isinstance(value, float):
             array = array.astype(np.float32)
@@ -83,7 +99,13 @@ class Graph:
         return full
 
     def integers4(self, name: str, integers: Tensor) -> str:
-        """Store integers of −8 to 7 as INT4, two in a byte, the first one low."""
+        """Store integers as INT4, two in a byte, the first one low.
+
+        Parameters
+        ----------
+        name : within the scope; its whole name is returned.
+        integers : of −8 to 7, any shape.
+        """
         full = f"{self.path}.{name}".lstrip(".")
         flat = integers.detach().cpu().numpy().astype(np.uint8).reshape(-1)
         low, high = np.pad(flat, (0, len(flat) % 2)).reshape(-1, 2).T & 0xF
@@ -113,10 +135,14 @@ class Graph:
         body: Callable[[Sequence[str]], str],
         kinds: Sequence[int] | None = None,
     ) -> str:
-        """Apply ``body`` to the slices of ``values`` along their first axis, and stack.
+        """Apply a body to the slices of values along their first axis, and stack what it gives.
 
-        ``shapes`` and ``kinds`` (float32 if not given) are those of a slice of each value, and
-        last of the body's result.
+        Parameters
+        ----------
+        values : with first axes of one length.
+        shapes : of a slice of each value, and last of the body's result.
+        body : makes the nodes of one turn: names of the slices → name of the result.
+        kinds : ONNX element types in the order of ``shapes``; float32 if not given.
         """
         outer, self._nodes = self._nodes, []
         names = [f"{self._unique('Slice')}_output" for _ in values]
@@ -134,9 +160,16 @@ class Graph:
     def either(
         self, condition: str, shape: Sequence[int], then: Callable[[], str], other: str
     ) -> str:
-        """Compute ``then`` where the condition holds, else take the value ``other``, unread.
+        """Compute one value where a condition holds, else take another, unread.
 
-        ``shape`` is that of both. Only the branch that is taken is run.
+        Only the branch that is taken is run.
+
+        Parameters
+        ----------
+        condition : (1,) bool.
+        shape : of both values.
+        then : makes the nodes of the first one and returns its name.
+        other : the second one.
         """
         branches = []
         for name, body in (("then", then), ("else", lambda: self.node("Identity", other))):
@@ -180,7 +213,7 @@ class Graph:
         return self.node("Expand", value, self._integers(shape))
 
     def gather(self, value: str, index: NDArray[np.int64], axis: int) -> str:
-        """Look rows up."""
+        """Look up rows along an axis: ``index``, of any shape, takes its place."""
         name = f"index_{index.shape[0]}_{axis}"
         return self.node("Gather", value, self.constant(name, index), axis=axis)
 
@@ -210,7 +243,7 @@ class Graph:
         return self.node("Reshape", value, self._integers(shape))
 
     def slice(self, value: str, axis: int, start: int, stop: int, step: int = 1) -> str:
-        """Take a range of an axis."""
+        """Take the range from ``start`` up to ``stop``, in steps, of an axis."""
         ranges = [self._integers([number]) for number in (start, stop, axis, step)]
         return self.node("Slice", value, *ranges)
 

@@ -71,13 +71,13 @@ def require_integer_kernels(model: onnx.ModelProto, path: Path) -> dict[str, int
         If ONNX Runtime fell back to float32 for any.
     """
     expected, counts = integer_products(model), kernel_counts(path)
-    found = sum(counts.get(name, 0) for name in INTEGER_KERNELS)
-    if found >= len(expected):
+    integer = sum(counts.get(name, 0) for name in INTEGER_KERNELS)
+    if integer >= len(expected):
         return counts
     running = {node.name for node in runtime_graph(path) if node.op_type in FLOAT_KERNELS}
     fallen = [name for name in expected if name in running]
     raise ExportError(
-        f"{len(expected) - found} of {len(expected)} integer products would run in float32 "
+        f"{len(expected) - integer} of {len(expected)} integer products would run in float32 "
         f"({', '.join(fallen[:3]) or 'unnamed'}); use the version of onnxruntime that this "
         "package was tested with"
     )

@@ -10,16 +10,23 @@ What is written, and why (measured on ONNX Runtime 1.32, x86 with VNNI):
   model does not do. A 1×1 or dense k×k convolution, and a transposed one with kernel = stride,
   is a Gemm over (patches of) channels-last pixels. A depthwise one stays a float convolution
   over quantized values.
-- A weight that is multiplied in float32 is stored as integers behind Cast and Mul, which ONNX
-  Runtime computes once, on loading. It keeps a DequantizeLinear for every run, and a
-  convolution behind one misses the blocked kernels.
+- A weight that is multiplied in float32 is stored as integers behind Cast and Mul (``weights``):
+  a convolution behind a DequantizeLinear misses the blocked kernels.
 - A low-rank branch beside integers that are multiplied in float32 is added to the weight, which
   ONNX Runtime does once, on loading: it costs bytes and no time. Beside an integer product it is
   two thin float Gemms.
 - The integers go from −127 to 127, so Clip takes −128 away; it is left out where a floor of
   the input (GELU, ReLU) makes −128 impossible.
 
+A linear layer in the file, y = s_x·s_w · (Σ_k q_x·q_w + q_b):
+
+    x ─ QuantizeLinear ─ Clip ─ DequantizeLinear ─┐
+          int8 weight ─ DequantizeLinear ─────────┼─ Gemm ─ y      runs as one QGemm
+          int32 bias  ─ DequantizeLinear ─────────┘
+
 Feature maps are channels last, as matrices: (H·W, C), one row a pixel; B = 1.
+
+Shapes: M rows, K inputs and C outputs of a product; H W rows and columns of a map, k kernel side.
 """
 
 from __future__ import annotations
@@ -30,22 +37,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
 from adalora_qat.errors import ExportError
 from adalora_qat.export.graph import Graph
+from adalora_qat.export.weights import (
+    float16,
+    float_bias,
+    float_operands,
+    float_weight,
+    integer_operands,
+    is_grouped,
+    weight_of,
+)
 from adalora_qat.quantize.convert import QuantizedLayer
-from adalora_qat.quantize.numerics import broadcast_scale
 from adalora_qat.quantize.operators import operator_of
 
 # The least that GELU gives is −0.16997, at −0.7518.
 GELU_FLOOR = -0.17
 _LARGEST = 127
 _MIDDLE = 128
-_HALF_BYTE = 4
 
 
 def is_integer(layer: nn.Module) -> bool:
@@ -66,11 +79,18 @@ def quantize(
 ) -> str:
     """Give a layer's input the form that the layer multiplies: u8, or float32 as it is.
 
-    ``floor`` is a lower bound of ``x``, where known; ``relu`` puts a ReLU before the layer.
     Whatever only moves data may be done to the result, which is a quarter of the bytes.
+
+    Parameters
+    ----------
+    layer : float, or converted.
+    x : float32, any shape.
+    floor : a lower bound of ``x``, where known.
+    relu : put a ReLU before the layer.
     """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return g.relu(x) if relu else x
+    # q = clip(round(x / s) + 128, 0, 255): symmetric int8, moved up by 128.
     scale = g.constant("input_scale", layer.input_scale)
     zero_point = g.constant("input_zero_point", np.uint8(_MIDDLE))
     quantized = g.node("QuantizeLinear", x, scale, zero_point)
@@ -78,7 +98,8 @@ def quantize(
         # The same on integers. ONNX Runtime would join a Relu to the Gemm before it, and so
         # keep that from becoming an integer one.
         return g.node("Clip", quantized, zero_point)
-    # Ties go to even: −127.5 would become −128.
+    # Nothing below the floor comes in, so −128 cannot come out. Ties go to even: −127.5 would
+    # become −128.
     if floor is not None and floor > -(_LARGEST + 0.5) * float(layer.input_scale):
         return quantized
     return g.node("Clip", quantized, g.constant("input_smallest", np.uint8(_MIDDLE - _LARGEST)))
@@ -100,9 +121,20 @@ def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
 
 
 def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
-    """Return what ``quantize`` would give for values that are known now."""
+    """Return what ``quantize`` would give for values that are known now.
+
+    Parameters
+    ----------
+    layer : whose input they are.
+    values : float32, any shape.
+
+    Returns
+    -------
+    uint8, or float32 where the layer multiplies floats, in the shape of the values.
+    """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return values.detach().numpy()
+    # The same division, rounding and clipping as ``quantize`` has the runtime do.
     integers = (values / layer.input_scale).round().clamp(-_LARGEST, _LARGEST) + _MIDDLE
     return integers.to(torch.uint8).numpy()
 
@@ -110,13 +142,20 @@ def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
 def product(
     g: Graph, layer: nn.Module, quantized: str, rows: Tensor | None = None, part: str = ""
 ) -> str:
-    """Multiply what ``quantize`` gave, (M, K), by a linear layer's weight: (M, C) float32.
+    """Multiply what ``quantize`` gave by a linear layer's weight: (M, K) → (M, C) float32.
 
-    ``rows`` picks and orders the outputs, which are then named ``part``.
+    Parameters
+    ----------
+    layer : linear, weight (C, K).
+    quantized : (M, K).
+    rows : indices that pick and order the outputs; all C in their order if None.
+    part : what the picked outputs are called, in the names of nodes and initializers.
     """
     weight = weight_of(layer)
     if rows is None:
         return _gemm(g, layer, quantized, weight, branch=_branch(layer))
+    # One Gemm for each of queries, keys and values: splitting the output of a fused one would
+    # copy it as float32.
     branch = _branch(layer, rows)
     return _gemm(g, layer, quantized, weight[rows], lambda values: values[rows], part, branch)
 
@@ -124,14 +163,29 @@ def product(
 def linear(
     g: Graph, layer: nn.Module, x: str, floor: float | None = None, *, relu: bool = False
 ) -> str:
-    """Apply a linear layer to (M, K), after a ReLU where asked."""
+    """Apply a linear layer: (M, K) → (M, C).
+
+    Parameters
+    ----------
+    layer : weight (C, K).
+    x : (M, K) float32.
+    floor, relu : as in ``quantize``.
+    """
     return product(g, layer, quantize(g, layer, x, floor, relu=relu))
 
 
 def convolve(
     g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
 ) -> str:
-    """Apply a convolution for which ``is_integer_product`` holds to a map (H·W, K): (H'·W', C)."""
+    """Apply a convolution as an integer Gemm: a map (H·W, K) → (H'·W', C).
+
+    Parameters
+    ----------
+    layer : one for which ``is_integer_product`` holds.
+    x : (H·W, K) float32, rows of pixels.
+    size : (H, W).
+    floor : as in ``quantize``.
+    """
     weight = weight_of(layer)
     quantized = _patches(g, layer, quantize(g, layer, x, floor), size)
     # A row of the patches holds (row, column, channel) of the kernel's window.
@@ -139,9 +193,16 @@ def convolve(
 
 
 def convolve_planes(g: Graph, layer: nn.Module, x: str, floor: float | None = None) -> str:
-    """Apply a convolution in float32 to planes (1, K, H, W): (1, C, H', W')."""
+    """Apply a convolution in float32 to planes: (1, K, H, W) → (1, C, H', W').
+
+    Parameters
+    ----------
+    layer : any convolution.
+    x : (1, K, H, W) float32.
+    floor : as in ``quantize``.
+    """
     x = dequantize(g, layer, quantize(g, layer, x, floor))
-    bias = _float_bias(g, layer)
+    bias = float_bias(g, layer)
     operands = [x, float_weight(g, layer), *([] if bias is None else [bias])]
     return g.node("Conv", *operands, **_geometry(layer))
 
@@ -149,7 +210,14 @@ def convolve_planes(g: Graph, layer: nn.Module, x: str, floor: float | None = No
 def convolve_transposed(
     g: Graph, layer: nn.Module, x: str, size: tuple[int, int], floor: float | None = None
 ) -> str:
-    """Apply a transposed convolution, kernel = stride = k, to maps (P·H·W, K): (P·kH·kW, C).
+    """Apply a transposed convolution, kernel = stride = k: P maps (P·H·W, K) → (P·kH·kW, C).
+
+    Parameters
+    ----------
+    layer : the convolution.
+    x : (P·H·W, K) float32, rows of pixels of P maps.
+    size : (H, W).
+    floor : as in ``quantize``.
 
     Raises
     ------
@@ -159,44 +227,19 @@ def convolve_transposed(
     weight = weight_of(layer)
     inputs, outputs, kernel, _ = weight.shape
     operator = layer.operator if isinstance(layer, QuantizedLayer) else operator_of(g.path, layer)
-    if operator.stride != (kernel, kernel) or weight.shape[3] != kernel or _grouped(layer):
+    if operator.stride != (kernel, kernel) or weight.shape[3] != kernel or is_grouped(layer):
         raise ExportError(
             f"{g.path}: only transposed convolutions with kernel = stride, and without groups of "
             "weights, can be exported"
         )
+    # With kernel = stride every input pixel fills k·k output pixels of its own and no two
+    # overlap: a product with the matrix (k·k·C, K), then a move of cells to their places.
     quantized = quantize(g, layer, x, floor)
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, inputs)
     cells = _gemm(g, layer, quantized, matrix, lambda values: values.repeat(kernel * kernel))
+    # (P, H, W, k, k, C) → (P, H, k, W, k, C): rows of a cell become rows of the map.
     cells = g.reshape(cells, (-1, *size, kernel, kernel, outputs))
     return g.reshape(g.transpose(cells, (0, 1, 3, 2, 4, 5)), (-1, outputs))
-
-
-def float_weight(g: Graph, layer: nn.Module) -> str:
-    """Return a layer's weight as float32, stored as integers where it is quantized."""
-    if not isinstance(layer, QuantizedLayer):
-        return g.constant("weight", weight_of(layer))
-    axis, scale = layer.operator.channel_axis, layer.weight_scale
-    if _grouped(layer):
-        matrix = _grouped_weight(g, layer, layer.weight_int8.flatten(1), scale)
-        return g.reshape(matrix, layer.weight_int8.shape)
-    spread = broadcast_scale(scale, layer.weight_int8.shape, None, axis)
-    return stored_integers(g, "weight", layer.weight_int8, spread, _bits(layer))
-
-
-def stored_integers(
-    g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None
-) -> str:
-    """Return integers times a scale that broadcasts against them, as float32."""
-    stored = g.node("Cast", _stored(g, name, integers, bits), to=TensorProto.FLOAT)
-    if scale.dtype == torch.float16:
-        return g.multiply(stored, _float16(g, f"{name}_scale", scale))
-    return g.multiply(stored, g.constant(f"{name}_scale", scale))
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight of a layer as it is stored, int8 or float32."""
-    weight: Tensor = layer.weight_int8 if isinstance(layer, QuantizedLayer) else layer.weight  # type: ignore[assignment]
-    return weight.detach()
 
 
 def _patches(g: Graph, layer: nn.Module, x: str, size: tuple[int, int]) -> str:
@@ -207,16 +250,19 @@ def _patches(g: Graph, layer: nn.Module, x: str, size: tuple[int, int]) -> str:
     if k == step == 1:
         return x
     if k == step and not padding:
+        # Windows that do not overlap are cells of the map: only axes change places.
         cells = g.reshape(x, (height // k, k, width // k, k, channels))
         return g.reshape(g.transpose(cells, (0, 2, 1, 3, 4)), (-1, k * k * channels))
     planes = g.reshape(x, (*size, channels))
     if padding:
+        # What 0.0 is as uint8.
         zero = g.constant("input_zero_point", np.uint8(_MIDDLE))
         beside = g.expand(zero, (height, padding, channels))
         planes = g.concat([beside, planes, beside], axis=1)
         above = g.expand(zero, (padding, width + 2 * padding, channels))
         planes = g.concat([above, planes, above], axis=0)
     rows, columns = ((n + 2 * padding - k) // step + 1 for n in size)
+    # Overlapping windows (im2col): k·k shifted, strided views of the map, side by side.
     windows = []
     for dy in range(k):
         band = g.slice(planes, 0, dy, dy + (rows - 1) * step + 1, step)
@@ -241,18 +287,22 @@ def _gemm(
     """
     x = dequantize(g, layer, x)
     # The parts of a layer share what the branch does to its input.
-    narrow = None if branch is None else _float16(g, "branch_in", branch[1])
+    narrow = None if branch is None else float16(g, "branch_in", branch[1])
     with g.scope(part) if part else nullcontext():
-        wide = None if branch is None else _float16(g, "branch_out", branch[0])
+        wide = None if branch is None else float16(g, "branch_out", branch[0])
         if is_integer(layer):
-            operands = _integer_operands(g, layer, matrix, per_output)
+            # transB: both lie with an output's inputs side by side, (C, K).
+            operands = integer_operands(g, layer, matrix, per_output)
             y = g.node("Gemm", x, *operands, transB=1)
             if narrow is None or wide is None:
                 return y
+            # (M, K) → (M, R) → (M, C), R being small: two float products cost less than it would
+            # to leave integers for the large one.
             hidden = g.node("Gemm", x, narrow, transB=1)
             return g.add(y, g.node("Gemm", hidden, wide, transB=1))
-        operands = _float_operands(g, layer, matrix, per_output)
+        operands = float_operands(g, layer, matrix, per_output)
         if narrow is not None and wide is not None:
+            # All constants: ONNX Runtime adds the branch to the weight once, on loading.
             operands[0] = g.add(operands[0], g.matmul(wide, narrow))
         return g.node("Gemm", x, *operands, transB=1)
 
@@ -265,86 +315,6 @@ def _branch(layer: nn.Module, rows: Tensor | None = None) -> tuple[Tensor, Tenso
     if wide is None or narrow is None:
         return None
     return wide if rows is None else wide[rows], narrow
-
-
-def _float16(g: Graph, name: str, values: Tensor) -> str:
-    """Store float16 and return it as float32."""
-    return g.node("Cast", g.constant(name, values), to=TensorProto.FLOAT)
-
-
-def _integer_operands(
-    g: Graph, layer: nn.Module, matrix: Tensor, per_output: Callable[[Tensor], Tensor]
-) -> list[str]:
-    if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
-        raise TypeError(f"{g.path} is not an integer layer")
-    scale = per_output(layer.weight_scale) if layer.weight_scale.ndim else layer.weight_scale
-    operands = [_operand(g, "weight", matrix, scale, _bits(layer))]
-    if layer.bias_int32 is not None:
-        bias = per_output(layer.bias_int32)
-        operands.append(_operand(g, "bias", bias, layer.input_scale * scale))
-    return operands
-
-
-def _float_operands(
-    g: Graph, layer: nn.Module, matrix: Tensor, per_output: Callable[[Tensor], Tensor]
-) -> list[str]:
-    if isinstance(layer, QuantizedLayer):
-        scale, bias = layer.weight_scale, layer.float_bias()
-        if _grouped(layer):
-            weight = _grouped_weight(g, layer, matrix, per_output(scale))
-        else:
-            column = per_output(scale)[:, None] if scale.ndim else scale
-            weight = stored_integers(g, "weight", matrix, column, _bits(layer))
-    else:
-        bias: Tensor | None = layer.bias  # type: ignore[assignment,no-redef]
-        weight = g.constant("weight", matrix)
-    return [weight] if bias is None else [weight, g.constant("bias", per_output(bias))]
-
-
-def _grouped_weight(g: Graph, layer: QuantizedLayer, matrix: Tensor, scale: Tensor) -> str:
-    """Return a weight with one scale for each group of inputs, scale (C, G), as float32."""
-    (outputs, inputs), groups = matrix.shape, scale.shape[1]
-    size = layer.numerics.weight.group_size or inputs if layer.numerics.weight else inputs
-    padded = F.pad(matrix, (0, groups * size - inputs)).view(outputs, groups, size)
-    weight = stored_integers(g, "weight", padded, scale[:, :, None], _bits(layer))
-    weight = g.reshape(weight, (outputs, groups * size))
-    return weight if groups * size == inputs else g.slice(weight, 1, 0, inputs)
-
-
-def _stored(g: Graph, name: str, integers: Tensor, bits: int | None) -> str:
-    """Store integers in half a byte each where they fit, else in their own type."""
-    if bits is not None and bits <= _HALF_BYTE:
-        return g.integers4(f"{name}_int4", integers)
-    kind = str(integers.dtype).removeprefix("torch.")
-    return g.constant(f"{name}_{kind}", integers)
-
-
-def _bits(layer: QuantizedLayer) -> int | None:
-    return None if layer.numerics.weight is None else layer.numerics.weight.bits
-
-
-def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None) -> str:
-    """Return integers behind a DequantizeLinear, as integer kernels take them."""
-    stored = _stored(g, name, integers, bits)
-    if bits is not None and bits <= _HALF_BYTE:
-        stored = g.node("Cast", stored, to=TensorProto.INT8)
-    factor = g.constant(f"{name}_scale", scale)
-    zero = g.constant(f"{name}_zero_point", torch.zeros(scale.shape, dtype=integers.dtype))
-    return g.node("DequantizeLinear", stored, factor, zero, axis=0)
-
-
-def _float_bias(g: Graph, layer: nn.Module) -> str | None:
-    if isinstance(layer, QuantizedLayer) and layer.bias_int32 is not None:
-        if layer.input_scale is None:
-            raise TypeError(f"{g.path}: an integer bias needs the scale of the input")
-        scale = layer.input_scale * layer.weight_scale
-        return stored_integers(g, "bias", layer.bias_int32, scale)
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    return None if bias is None else g.constant("bias", bias)
-
-
-def _grouped(layer: nn.Module) -> bool:
-    return isinstance(layer, QuantizedLayer) and layer.weight_scale.ndim == 2
 
 
 def _geometry(layer: nn.Module) -> dict[str, Any]:

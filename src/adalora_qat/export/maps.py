@@ -29,8 +29,8 @@ from adalora_qat.export.layers import (
     linear,
     product,
     quantize,
-    weight_of,
 )
+from adalora_qat.export.weights import weight_of
 from adalora_qat.quantize.convert import QuantizedLayer
 from adalora_qat.quantize.operators import Operator, operator_of
 
@@ -43,7 +43,19 @@ _PARTS_OF_A_MAP = 16
 def attention(
     g: Graph, query: str, key: str, value: str, heads: int, scale: float, bias: str | None = None
 ) -> str:
-    """Attend: query (W, N, D), key (W, M, D), value (W, M, V), bias (A, N, M) → (W, N, V)."""
+    """Attend: softmax(s·QKᵀ + b) V for every window and head.
+
+    Parameters
+    ----------
+    query, key, value : (W, N, D), (W, M, D) and (W, M, V), heads side by side in the last axis.
+    heads : A.
+    scale : s.
+    bias : b, (A, N, M), or None.
+
+    Returns
+    -------
+    (W, N, V).
+    """
     operands = [query, key, value, *([] if bias is None else [bias])]
     return g.node("Attention", *operands, q_num_heads=heads, kv_num_heads=heads, scale=scale)
 
@@ -108,7 +120,14 @@ def perceptron(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
 
 
 def in_parts(g: Graph, x: str, shape: Size, body: Callable[[str], str]) -> str:
-    """Apply what keeps the shape (M, D), and works row by row, to some rows at a time."""
+    """Apply what works row by row to some rows at a time.
+
+    Parameters
+    ----------
+    x : (M, D).
+    shape : (M, D).
+    body : keeps the shape of its rows, (·, D).
+    """
     parts = math.gcd(shape[0], _PARTS_OF_A_MAP)
     part = (shape[0] // parts, shape[1])
     stacked = g.scan([g.reshape(x, (parts, *part))], [part, part], lambda names: body(names[0]))
@@ -118,7 +137,19 @@ def in_parts(g: Graph, x: str, shape: Size, body: Callable[[str], str]) -> str:
 def query_key_value(
     g: Graph, qkv: nn.Module, windows: str, rows: Tensor, side: int
 ) -> tuple[str, str, str]:
-    """Write three products of windows (W·N, D) with the rows (3, D) of the weight."""
+    """Write queries, keys and values of windows as three products.
+
+    Parameters
+    ----------
+    qkv : the fused projection, weight (3·D, D).
+    windows : (W·N, D), as ``quantize`` gives it.
+    rows : (3, D), which rows of the weight give queries, keys and values.
+    side : n.
+
+    Returns
+    -------
+    (W, N, D) each.
+    """
     query, key, value = (
         g.reshape(product(g, qkv, windows, part, name), (-1, side * side, len(part)))
         for part, name in zip(rows, ("query", "key", "value"), strict=True)
@@ -133,7 +164,15 @@ def by_windows(
     shape: tuple[Size, int, int],
     attend: Callable[[str], str],
 ) -> str:
-    """Attend within windows (W·N, D), a row of windows at a time, and project: (H·W, D)."""
+    """Attend within windows, a row of windows at a time, and project: (H·W, D).
+
+    Parameters
+    ----------
+    module : has ``qkv`` and ``proj``.
+    windows : (W·N, D), as ``quantize`` gives it for ``qkv``.
+    shape : (H, W) of the map, n and D.
+    attend : writes attention of some windows, (·N, D) → (·, N, D).
+    """
     size, side, dim = shape
     rows, columns = (-(-length // side) for length in size)
     tokens = columns * side * side
@@ -154,7 +193,16 @@ def by_windows(
 
 
 def cut(g: Graph, x: str, size: Size, side: int, dim: int, blank: NDArray[Any]) -> str:
-    """Cut a map (H·W, D) into windows (W·N, D), padded with ``blank`` (D) or ()."""
+    """Cut a map into windows: (H·W, D) → (W·N, D).
+
+    Parameters
+    ----------
+    x : (H·W, D), float32 or uint8.
+    size : (H, W).
+    side : n.
+    dim : D.
+    blank : (D,) or (), what a pixel of the padding is, in the dtype of ``x``.
+    """
     height, width = size
     right, below = -width % side, -height % side
     x = g.reshape(x, (height, width, dim))

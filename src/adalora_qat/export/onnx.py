@@ -9,9 +9,11 @@ Shapes: S model side, N boxes of one image, L low-resolution side.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,18 +25,30 @@ from onnx import helper
 import adalora_qat
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
-from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
-from adalora_qat.export.encoders import encode
-from adalora_qat.export.graph import Graph
+from adalora_qat.export.decoder import (
+    decode,
+    embed_boxes,
+    embed_masks,
+    embed_points,
+    name_structures,
+    no_mask,
+)
+from adalora_qat.export.graph import MIN_ONNXRUNTIME, Graph
 from adalora_qat.export.kernels import require_integer_kernels
-from adalora_qat.export.parity import Model, Parity, ParityCase, measure
+from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
+from adalora_qat.export.tiny_vit_graph import encode_tiny_vit
+from adalora_qat.export.vit_graph import encode_vit
 from adalora_qat.files import atomic_write
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.model.tiny_vit import TinyViT
 from adalora_qat.progress import Progress
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
+
+_Output = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 # The most that one protobuf message can hold.
 _LARGEST_FILE = 2**31 - 1
@@ -64,6 +78,7 @@ def export_onnx(
     *,
     policy: str,
     sources: Mapping[str, str],
+    structures: Sequence[str] = (),
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
@@ -73,11 +88,15 @@ def export_onnx(
     Parameters
     ----------
     segmenter : float, or converted by ``quantize.convert``; adapters merged.
+    path : the file to write.
     cases : the images and boxes of the parity gate.
     policy : the name of the quantization policy, ``none`` for FP32.
     sources : what the weights came from, name → SHA-256; goes into the file.
+    structures : what the model was trained to segment; goes into the file.
+    gate : the least agreement; the defaults of the configuration if None.
     golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
         whoever runs the model elsewhere.
+    progress : is told of each case.
 
     Raises
     ------
@@ -87,16 +106,16 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    metadata = describe(segmenter, policy, sources)
+    metadata = describe(segmenter, policy, sources, structures)
     model = build_model(segmenter, metadata)
     with atomic_write(path) as temporary:
-        _save(model, temporary)
+        write_model(model, temporary, metadata)
         kernels = require_integer_kernels(model, temporary)
         candidate = onnx_model(open_session(temporary))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        size = _save(model, temporary, replace(metadata, parity=parity.figures()))
+        size = write_model(model, temporary, replace(metadata, parity=parity.figures()))
     if golden is not None:
         _write_golden(path, golden, candidate)
     return Exported(path, size, parity, kernels)
@@ -110,33 +129,47 @@ def export_split(
     *,
     policy: str,
     sources: Mapping[str, str],
+    structures: Sequence[str] = (),
     gate: ExportConfig | None = None,
     golden: ParityCase | None = None,
     progress: Progress | None = None,
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
-    Parameters and errors are those of ``export_onnx``; the gate looks at both together, and
-    the golden file, beside the encoder, holds the image, the box and what both together give.
+    The halves take boxes and points on any object, and leave learned prompts of structures out.
+
+    Parameters
+    ----------
+    encoder_path, decoder_path : the files to write.
+    segmenter, cases, policy, sources, gate, progress : as in ``export_onnx``; the gate looks at
+        both files together.
+    golden : as in ``export_onnx``; its file, beside the encoder, holds the image, the box and
+        what both together give.
+
+    Raises
+    ------
+    ExportError, UserError
+        As ``export_onnx``.
     """
-    metadata = describe(segmenter, policy, sources)
+    cases = [replace(case, structures=None) for case in cases]
+    metadata = describe(segmenter, policy, sources, structures)
     models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
+    parts: tuple[Part, Part] = ("encoder", "decoder")
     with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
         files = (first, second)
-        for model, file in zip(models, files, strict=True):
-            _save(model, file)
+        for model, file, part in zip(models, files, parts, strict=True):
+            write_model(model, file, replace(metadata, part=part))
         kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
         candidate = split_model(open_session(first), open_session(second))
         reference = torch_model(segmenter)
-        parity = measure(reference, candidate, cases, metadata.mask_threshold, progress)
+        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
         parity.check(gate or ExportConfig())
-        parts: tuple[Part, Part] = ("encoder", "decoder")
         sizes = [
-            _save(model, file, replace(metadata, part=part, parity=parity.figures()))
+            write_model(model, file, replace(metadata, part=part, parity=parity.figures()))
             for model, file, part in zip(models, files, parts, strict=True)
         ]
     if golden is not None:
-        _write_golden(encoder_path, golden, candidate)
+        _write_golden(encoder_path, replace(golden, structures=None), candidate)
     paths = (encoder_path, decoder_path)
     encoder, decoder = (
         Exported(*o) for o in zip(paths, sizes, (parity,) * 2, kernels, strict=True)
@@ -144,7 +177,9 @@ def export_split(
     return encoder, decoder
 
 
-def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> ModelMetadata:
+def describe(
+    segmenter: Segmenter, policy: str, sources: Mapping[str, str], structures: Sequence[str] = ()
+) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
 
     Raises
@@ -155,7 +190,14 @@ def describe(segmenter: Segmenter, policy: str, sources: Mapping[str, str]) -> M
     require_exportable(segmenter)
     variant, version = segmenter.variant, adalora_qat.__version__
     return ModelMetadata(
-        variant.name, variant.frame, variant.low_res_side, policy, version, sources=dict(sources)
+        variant.name,
+        variant.frame,
+        variant.low_res_side,
+        policy,
+        version,
+        sources=dict(sources),
+        structures=tuple(structures),
+        min_onnxruntime=MIN_ONNXRUNTIME,
     )
 
 
@@ -171,9 +213,16 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     g, side, low = Graph(variant.name), variant.frame.side, variant.low_res_side
     image = g.input("image", (1, 3, side, side))
     boxes = g.input("boxes", (1, "N", 4))
+    named = (
+        g.input("structures", (1, "N"), onnx.TensorProto.INT64) if segmenter.structures else None
+    )
     embeddings = _encoded_once(g, segmenter, image)
     features = g.add(embeddings, no_mask(g, segmenter))
-    logits, iou = decode(g, segmenter, features, embed_boxes(g, segmenter, boxes))
+    prompts = embed_boxes(g, segmenter, boxes)
+    if segmenter.structures:
+        named = g.input("structures", (1, "N"), onnx.TensorProto.INT64)
+        prompts = name_structures(g, segmenter, prompts, named)
+    logits, iou = decode(g, segmenter, features, prompts)
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
     g.output(embeddings, "embeddings", (variant.embedding_side**2, variant.decoder_width))
@@ -191,6 +240,15 @@ def _encoded_once(g: Graph, segmenter: Segmenter, image: str) -> str:
     return g.either(unknown, shape, lambda: encode(g, segmenter, image), known)
 
 
+def encode(g: Graph, segmenter: Segmenter, image: str) -> str:
+    """Write the encoder of ``segmenter``: image (1, 3, S, S) → embeddings (E², D)."""
+    encoder, side = segmenter.image_encoder, segmenter.variant.frame.side
+    with g.scope("image_encoder"):
+        if isinstance(encoder, TinyViT):
+            return encode_tiny_vit(g, encoder, image, side)
+        return encode_vit(g, encoder, image, side)
+
+
 def build_encoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProto:
     """Write the encoder alone: image (1, 3, S, S) → embeddings (E², D)."""
     segmenter, side = _without_batch_norms(segmenter), segmenter.variant.frame.side
@@ -206,7 +264,7 @@ def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelPr
 
     Inputs: embeddings (E², D); points (1, N, T, 2) in the model frame with labels (1, N, T):
     1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point; the logits of an
-    earlier answer, masks (1, N, L, L), used where has_mask (1, N) is 1.
+    earlier prediction, masks (1, N, L, L), used where has_mask (1, N) is 1.
     """
     variant, g = segmenter.variant, Graph(f"{segmenter.variant.name} decoder")
     low, pixels = variant.low_res_side, variant.embedding_side**2
@@ -261,11 +319,9 @@ def torch_model(segmenter: Segmenter) -> Model:
     """Return a segmenter as a function of NumPy arrays, one image at a time."""
 
     @torch.inference_mode()
-    def run(
-        image: NDArray[np.float32], boxes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(image: NDArray[np.float32], *prompt: NDArray[Any]) -> _Output:
         segmenter.eval()
-        logits, iou = segmenter(torch.from_numpy(image)[None], torch.from_numpy(boxes)[None])
+        logits, iou = segmenter(*(torch.from_numpy(each)[None] for each in (image, *prompt)))
         return logits[0].numpy(), iou[0].numpy()
 
     return run
@@ -274,10 +330,10 @@ def torch_model(segmenter: Segmenter) -> Model:
 def onnx_model(session: ort.InferenceSession) -> Model:
     """Return a session as a function of NumPy arrays, one image at a time."""
 
-    def run(
-        image: NDArray[np.float32], boxes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        feeds = {"image": image[None], "boxes": boxes[None]}
+    def run(image: NDArray[np.float32], *prompt: NDArray[Any]) -> _Output:
+        names = ("image", "boxes", "structures")
+        given = (image, *prompt)
+        feeds = {name: each[None] for name, each in zip(names, given, strict=False)}
         logits, iou = session.run(["logits", "iou"], feeds)
         return logits[0], iou[0]
 
@@ -313,17 +369,32 @@ def _without_batch_norms(segmenter: Segmenter) -> Segmenter:
     return segmenter
 
 
-def _save(model: onnx.ModelProto, path: Path, metadata: ModelMetadata | None = None) -> int:
-    """Write a model, with other metadata if given, and return its size in bytes."""
-    if metadata is not None:
-        helper.set_model_props(model, metadata.to_props())
-    return path.write_bytes(model.SerializeToString())
+def write_model(model: onnx.ModelProto, path: Path, metadata: ModelMetadata) -> int:
+    """Write a model with its self-description and its digest.
+
+    Parameters
+    ----------
+    model : its metadata are replaced.
+    path : the file to write; ``atomic_write`` is the caller's.
+    metadata : what it says of itself.
+
+    Returns
+    -------
+    The size of the file in bytes.
+    """
+    helper.set_model_props(model, {**metadata.to_props(), KEY: json.dumps(BLANK.decode())})
+    return path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:
-    logits, iou = model(case.image, case.boxes)
+    logits, iou = model(case.image, *case.prompt)
+    outputs: dict[str, Any] = {
+        "image": case.image,
+        "boxes": case.boxes,
+        "logits": logits,
+        "iou": iou,
+    }
+    if case.structures is not None:
+        outputs["structures"] = case.structures
     with atomic_write(path.with_suffix(".golden.npz")) as temporary:
-        np.savez_compressed(
-            temporary, image=case.image[None], boxes=case.boxes[None], logits=logits[None],
-            iou=iou[None],
-        )  # fmt: skip
+        np.savez_compressed(temporary, **{name: each[None] for name, each in outputs.items()})

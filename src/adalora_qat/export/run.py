@@ -16,7 +16,13 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
-from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box
+from adalora_qat.imaging.geometry import (
+    Frame,
+    boxes_to_model,
+    image_to_model,
+    mask_box_inclusive,
+    whole_box,
+)
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.progress import Progress
@@ -41,9 +47,12 @@ def export_stage(
 
     Parameters
     ----------
+    run : a finished run of a Segment Anything recipe.
     stage : ``stage1`` gives an FP32 model, ``ptq`` and ``stage2`` the quantized one, with the
         scales that training ended with: nothing is calibrated again.
+    path : the file to write.
     records : the validation images, with masks for their boxes.
+    progress : is told of each image.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
 
     Raises
@@ -53,7 +62,7 @@ def export_stage(
         written then.
     """
     segmenter, cases, told = _prepared(run, stage, records)
-    shown = golden_case(segmenter.variant.frame) if golden else None
+    shown = golden_case(segmenter.variant.frame, segmenter.structures) if golden else None
     return export_onnx(segmenter, path, cases, **told, golden=shown, progress=progress)
 
 
@@ -68,7 +77,15 @@ def export_halves(
 ) -> tuple[Exported, Exported]:
     """Export ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` for interactive use.
 
-    Parameters and errors are those of ``export_stage``.
+    Parameters
+    ----------
+    path : gives the folder and the stem.
+    run, stage, records, progress, golden : as in ``export_stage``.
+
+    Raises
+    ------
+    ExportError
+        As ``export_stage``.
     """
     segmenter, cases, told = _prepared(run, stage, records)
     shown = golden_case(segmenter.variant.frame) if golden else None
@@ -76,13 +93,22 @@ def export_halves(
     return export_split(segmenter, encoder, decoder, cases, **told, golden=shown, progress=progress)
 
 
-def golden_case(frame: Frame) -> ParityCase:
-    """Return a phantom and the box of its lungs as the model sees them."""
+def golden_case(frame: Frame, structures: Sequence[str] = ()) -> ParityCase:
+    """Return a phantom and the box of its lungs as the model sees them.
+
+    Of a model with ``structures`` each is asked for once more, in the whole image.
+    """
     made = phantom(0)
     image, frame_map = image_to_model(made.image, frame)
-    box = mask_box(made.masks["left_lung"] | made.masks["right_lung"])
+    box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
-    return ParityCase("phantom 0", image, boxes, (frame.side, frame.side))
+    valid_hw = frame.side, frame.side
+    if not structures:
+        return ParityCase("phantom 0", image, boxes, valid_hw)
+    whole = whole_box(frame.side, frame.side)[None].astype(np.float32)
+    boxes = np.concatenate([boxes, *[whole] * len(structures)])
+    named = np.arange(-1, len(structures))
+    return ParityCase("phantom 0", image, boxes, valid_hw, named)
 
 
 def _prepared(
@@ -98,9 +124,10 @@ def _prepared(
     told = {
         "policy": run.config.quantize.policy if description["quantize"] else "none",
         "sources": {f"{stage}/{MODEL_FILE}": sha256_file(source)},
+        "structures": run.config.data.prompt.targets,
         "gate": run.config.export,
     }
-    cases = parity_cases(records, run.config.data, segmenter.variant.frame)
+    cases = parity_cases(records, run.config.data, segmenter.variant.frame, segmenter.structures)
     return deployable(segmenter), cases, told
 
 
@@ -115,15 +142,21 @@ def deployable(segmenter: Segmenter) -> Segmenter:
     return segmenter.eval()
 
 
-def parity_cases(records: Sequence[Record], config: DataConfig, frame: Frame) -> list[ParityCase]:
-    """Return the records as the model sees them, each with the exact box of its mask."""
-    dataset = SegmentationDataset(records, config, frame, train=False)
+def parity_cases(
+    records: Sequence[Record], config: DataConfig, frame: Frame, structures: Sequence[str] = ()
+) -> list[ParityCase]:
+    """Return the records as the model sees them, each with the exact box of its mask.
+
+    Of a model with ``structures`` each is asked for in the whole image instead.
+    """
+    dataset = SegmentationDataset(records, config, frame, train=False, structures=structures)
     return [
         ParityCase(
             sample.id,
             np.ascontiguousarray(sample.image.numpy()),
             sample.boxes.numpy(),
             sample.valid,
+            None if sample.structures is None else sample.structures.numpy(),
         )
         for sample in (dataset[index] for index in range(len(dataset)))
     ]

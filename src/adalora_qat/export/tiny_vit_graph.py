@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.layers import GELU_FLOOR, quantize, quantized_constant, weight_of
+from adalora_qat.export.layers import GELU_FLOOR, quantize, quantized_constant
 from adalora_qat.export.maps import (
     Map,
     Size,
@@ -32,6 +32,7 @@ from adalora_qat.export.maps import (
     perceptron,
     query_key_value,
 )
+from adalora_qat.export.weights import weight_of
 from adalora_qat.model.tiny_vit import Stage, TinyViT, TinyViTBlock
 from adalora_qat.quantize.convert import QuantizedLayer
 

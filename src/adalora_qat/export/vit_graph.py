@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.layers import quantize, quantized_constant, stored_integers, weight_of
+from adalora_qat.export.layers import quantize, quantized_constant
 from adalora_qat.export.maps import (
     Map,
     Size,
@@ -34,6 +34,7 @@ from adalora_qat.export.maps import (
     perceptron,
     query_key_value,
 )
+from adalora_qat.export.weights import stored_integers, weight_of
 from adalora_qat.model.sam import VitImageEncoder
 from adalora_qat.quantize.convert import DequantizedParameter
 

@@ -2,7 +2,7 @@
 
 The first mask only serves to find the box. It is cleaned for that: of a pair of lungs the two
 largest components remain, so that a speck in a corner does not open the box. The second mask
-is the answer, as the model gives it. NumPy only: the deployed runtime stands on this module.
+is the result, as the model gives it. NumPy only: the deployed runtime stands on this module.
 
 Shapes: L low-resolution side, H W original pixels.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.imaging.components import largest_components
-from adalora_qat.imaging.geometry import FrameMap, boxes_to_original, mask_box, whole_box
+from adalora_qat.imaging.geometry import FrameMap, boxes_to_original, mask_box_edges, whole_box
 from adalora_qat.predictor import Prediction, Predictor, Prompted, prompted
 
 # A pair of lungs; a single organ is one component and stays one.
@@ -28,6 +28,10 @@ MARGIN = 0
 def predict_automatically(predictor: Predictor, image: NDArray[Any]) -> Prediction:
     """Segment an image without a prompt; a predictor that can do so encodes it once.
 
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3), any real dtype.
+
     Returns
     -------
     One mask; ``boxes_xyxy_original`` is the box that was found, or the whole image where the
@@ -37,11 +41,19 @@ def predict_automatically(predictor: Predictor, image: NDArray[Any]) -> Predicti
 
 
 def two_passes(ask: Prompted, size: tuple[int, int]) -> tuple[Prediction, Prediction]:
-    """Return the mask of the whole image of ``size`` = (H, W), and the one of its box.
+    """Prompt an image with its whole area, then with the box of what was found.
 
-    Where the first is empty, both are the same.
+    Parameters
+    ----------
+    ask : boxes (N, 4) of the image to a prediction.
+    size : (H, W) of the image.
+
+    Returns
+    -------
+    The predictions of the first and the second pass, one mask each; where the first is empty,
+    both are the same.
     """
-    first = ask(None)
+    first = ask(whole_box(*size)[None])
     box = automatic_box(first, size)
     return first, first if box is None else ask(box[None])
 
@@ -65,9 +77,8 @@ def automatic_box(
     small = _reduced(first.masks[0], grid.valid_hw)
     if not small.any():
         return None
-    x0, y0, x1, y1 = mask_box(largest_components(small, COMPONENTS))
-    # The far edges of the last pixels: boxes are continuous.
-    edges = np.array([x0 - margin, y0 - margin, x1 + 1 + margin, y1 + 1 + margin])
+    edges = mask_box_edges(largest_components(small, COMPONENTS))
+    edges += np.array([-margin, -margin, margin, margin])
     limits = whole_box(*size)[[2, 3, 2, 3]]
     return np.clip(boxes_to_original(edges, grid), 0, limits)
 

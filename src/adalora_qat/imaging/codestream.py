@@ -51,7 +51,7 @@ def coded_size(stream: bytes) -> CodedSize | None:
 def _jpeg_size(stream: bytes) -> CodedSize:
     for marker, start in _segments(stream):
         if marker in FRAME_MARKERS and start + 8 <= len(stream):
-            height, width = _number(stream, start + 3, 2), _number(stream, start + 5, 2)
+            height, width = number(stream, start + 3, 2), number(stream, start + 5, 2)
             return CodedSize(height, width, stream[start + 2], stream[start + 7])
     raise DataError("a compressed image without a frame header; damaged")
 
@@ -71,17 +71,18 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int]]:
             return
         else:
             yield marker, at + 2
-            at += 2 + max(2, _number(stream, at + 2, 2))
+            at += 2 + max(2, number(stream, at + 2, 2))
 
 
 def _j2k_size(stream: bytes) -> CodedSize:
     # SIZ: length, capabilities, then the sizes of grid and offset, 4 bytes each.
     if len(stream) < 43:
         raise DataError("a JPEG 2000 stream that ends in its header; truncated")
-    right, bottom, left, top = (_number(stream, at, 4) for at in (8, 12, 16, 20))
-    components, bits = _number(stream, 40, 2), (stream[42] & 127) + 1
+    right, bottom, left, top = (number(stream, at, 4) for at in (8, 12, 16, 20))
+    components, bits = number(stream, 40, 2), (stream[42] & 127) + 1
     return CodedSize(bottom - top, right - left, bits, components)
 
 
-def _number(stream: bytes, at: int, length: int) -> int:
+def number(stream: bytes, at: int, length: int) -> int:
+    """Return the big-endian number of so many bytes at an offset; 0 past the end."""
     return int.from_bytes(stream[at : at + length], "big")

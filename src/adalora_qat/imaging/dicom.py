@@ -6,12 +6,14 @@ reason. Sections cited are of DICOM PS3.3.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
-import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,21 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.filereader import read_dataset as read_elements
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from adalora_qat.errors import DataError
-from adalora_qat.imaging.dicom_pixels import MAX_PIXELS, display, stored_values
+from adalora_qat.errors import DataError, printable
+from adalora_qat.imaging.dicom_pixels import display, stored_values
+from adalora_qat.imaging.image_file import MAX_PIXELS, check_pixel_count, check_readable
+from adalora_qat.imaging.integrity import warnings_heard
 
 DEFAULT_SALT = "adalora-qat"
 
@@ -53,15 +65,16 @@ OTHER_FILES = {
     b"\xff\xd8\xff": "a JPEG image: name it .jpg",
     b"%PDF": "a PDF document",
 }
-# A whole image of MAX_PIXELS in 16 bits, with room for the header.
-MAX_BYTES = 2 * MAX_PIXELS + 50_000_000
+UNDEFINED = 0xFFFFFFFF
+# pydicom's warning of pixel data that are longer than the image.
+PADDED = "The pixel data is"
+# What a file may hold beside 16 bits for each pixel.
+HEADER_BYTES = 50_000_000
 # Detectors have 0.1–0.2 mm, thumbnails a few mm; beyond that the number is a mistake
 # (files with a spacing of 0 are in circulation).
 SPACING_RANGE_MM = (0.01, 10.0)
 # What archives write in place of an id; taken for one, it would make one patient of many.
 NO_IDS = {"", "anonymous", "anonymized", "anonymised", "anon", "unknown", "none", "na", "0"}
-# zlib may blow a file up a thousandfold before anything can be checked.
-DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 @dataclass(frozen=True)
@@ -101,37 +114,73 @@ class DicomImage(DicomHeader):
     inverted: bool
 
 
-def read_dicom_header(path: Path, salt: str = DEFAULT_SALT) -> DicomHeader:
+def read_dicom_header(
+    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+) -> DicomHeader:
     """Read and check the header of a radiograph, without its pixels.
+
+    Parameters
+    ----------
+    salt, max_pixels, lenient : as for ``read_dicom``.
 
     Raises
     ------
     DataError
         If the file is not DICOM or not a radiograph, with the reason.
     """
-    with _refusing(path):
-        return _header(_open(path, header_only=True), salt)
+    with _refusing(path, lenient):
+        dataset = _open(path, max_pixels, lenient, header_only=True)
+        return _header(dataset, salt, max_pixels)
 
 
-def read_dicom(path: Path, salt: str = DEFAULT_SALT) -> DicomImage:
+def read_dicom(
+    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+) -> DicomImage:
     """Read a radiograph the way a viewer shows it, bones bright.
 
     Parameters
     ----------
     salt : mixed into the patient hash. Hashes of one salt can be compared; only who knows
         the salt can test a guessed id, so a public release should use a secret one.
+    max_pixels : larger images are refused by what their header says, before decoding.
+    lenient : accept a file that breaks the standard or is damaged, where something can be
+        decoded from it.
 
     Raises
     ------
     DataError
         If the file is not DICOM, not a radiograph, damaged, or its encoding has no decoder.
     """
-    with _refusing(path):
-        dataset = _open(path, header_only=False)
-        header = _header(dataset, salt)
-        stored = stored_values(dataset)
-        pixels, shown_by, inverted = display(dataset, stored)
-        return DicomImage(**vars(header), pixels=pixels, shown_by=shown_by, inverted=inverted)
+    with _refusing(path, lenient):
+        return _image(
+            _open(path, max_pixels, lenient, header_only=False), salt, max_pixels, lenient
+        )
+
+
+def read_dataset(
+    dataset: Dataset,
+    salt: str = DEFAULT_SALT,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    lenient: bool = False,
+) -> DicomImage:
+    """Read a radiograph from a dataset in memory; it is not changed.
+
+    Parameters
+    ----------
+    salt, max_pixels, lenient : as for ``read_dicom``.
+
+    Raises
+    ------
+    DataError
+        As ``read_dicom``.
+    """
+    with _refusing("the dataset", lenient):
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise DataError("DICOM without an image (no rows and columns in it)")
+        own = copy.copy(dataset)
+        _complete_transfer_syntax(own)
+        return _image(own, salt, max_pixels, lenient)
 
 
 def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
@@ -143,39 +192,80 @@ def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Name the file in refusals, and turn whatever damage makes pydicom raise into one."""
+def _refusing(path: Path | str, lenient: bool) -> Iterator[None]:
+    """Name the file in refusals, and turn whatever damage makes pydicom say into one."""
     try:
-        with warnings.catch_warnings(), pydicom_config.disable_value_validation():
-            # pydicom warns of every odd value; what matters here is checked here.
-            warnings.simplefilter("ignore")
+        with warnings_heard() as said, pydicom_config.disable_value_validation():
             yield
+        # What padding is allowed, ``stored_values`` says.
+        odd = [message for message in said if not message.startswith(PADDED)]
+        if odd and not lenient:
+            raise DataError(f"damaged or against the standard ({_line(odd[0])})")
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error.__cause__
+        raise DataError(f"{printable(path)}: {error}") from error.__cause__
     except Exception as error:  # hostile bytes make parsers and decoders raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path}: damaged or truncated DICOM ({reason[:200]}); copy it again or leave it out"
+            f"{printable(path)}: damaged or truncated DICOM ({_line(error)}); copy it again or "
+            "leave it out"
         ) from error
 
 
-def _open(path: Path, header_only: bool) -> Dataset:
-    if not path.is_file():
-        raise DataError("no such file; check the path")
-    size = path.stat().st_size
-    if not 0 < size <= MAX_BYTES:
+def _line(message: object) -> str:
+    text = str(message) or type(message).__name__
+    return printable(text.splitlines()[0][:200])
+
+
+def _open(path: Path, max_pixels: int, lenient: bool, header_only: bool) -> Dataset:
+    size, most = check_readable(path), 2 * max_pixels + HEADER_BYTES
+    if not 0 < size <= most:
         raise DataError(f"{size} bytes long, which no radiograph is; copy it again")
     with path.open("rb") as handle:
         head = handle.read(1024)
     _check_signature(head)
-    if DEFLATED in head:
-        raise DataError("in the deflated transfer syntax; rewrite it uncompressed (dcmconv +te)")
-    dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
+    if DeflatedExplicitVRLittleEndian.encode() in head:
+        dataset, size = _inflated(path, most)
+    else:
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
     if "Rows" not in dataset or "Columns" not in dataset:
         kind = "DICOM without an image" if head[128:132] == b"DICM" else "not a DICOM file"
         raise DataError(f"{kind} (no rows and columns in it); leave it out")
     _complete_transfer_syntax(dataset)
+    if not header_only and not lenient:
+        _check_elements(dataset, size)
     return dataset
+
+
+def _check_elements(dataset: Dataset, size: int) -> None:
+    """Refuse elements out of order, and bytes behind the last that are too few for another."""
+    tags = list(dataset.keys())
+    if tags != sorted(tags):
+        raise DataError("elements out of order, which DICOM forbids; damaged")
+    last: Any = dataset.get_item(tags[-1])
+    # Elements that were not looked at yet know where they stand in the file.
+    if not isinstance(last, RawDataElement) or last.value is None:
+        return
+    delimiter = 8 if last.length == UNDEFINED else 0
+    rest = size - (last.value_tell + len(last.value) + delimiter)
+    if 0 < rest < 8:
+        raise DataError(f"{rest} bytes after the last element; damaged, or cut and joined")
+
+
+def _inflated(path: Path, most: int) -> tuple[Dataset, int]:
+    """Inflate up to a limit, as zlib may make a thousand times as much; also return the size."""
+    meta = read_file_meta_info(path)
+    with path.open("rb") as handle:
+        # Behind the preamble, the mark and the element that says how long the others are.
+        handle.seek(144 + int(meta.FileMetaInformationGroupLength))
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        plain = inflating.decompress(handle.read(), most)
+    if inflating.unconsumed_tail:
+        raise DataError(f"more than {most} bytes when inflated, which no radiograph has")
+    if not inflating.eof:
+        raise DataError("a deflated data set without its end; truncated")
+    dataset = read_elements(BytesIO(plain), is_implicit_VR=False, is_little_endian=True)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset, len(plain)
 
 
 def _check_signature(head: bytes) -> None:
@@ -187,21 +277,27 @@ def _check_signature(head: bytes) -> None:
 
 
 def _complete_transfer_syntax(dataset: Dataset) -> None:
-    """Write down the encoding that a file without a meta header was read with."""
-    if not getattr(dataset, "file_meta", None):
-        dataset.file_meta = FileMetaDataset()
+    """Write down the encoding that a dataset without a meta header was read with."""
+    dataset.file_meta = copy.copy(getattr(dataset, "file_meta", None)) or FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+        # A dataset that was made in memory says neither, and is little-endian as arrays are.
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if little is False else plain
 
 
-def _header(dataset: Dataset, salt: str) -> DicomHeader:
+def _image(dataset: Dataset, salt: str, max_pixels: int, lenient: bool) -> DicomImage:
+    header = _header(dataset, salt, max_pixels)
+    stored = stored_values(dataset, lenient=lenient)
+    pixels, shown_by, inverted = display(dataset, stored)
+    return DicomImage(**vars(header), pixels=pixels, shown_by=shown_by, inverted=inverted)
+
+
+def _header(dataset: Dataset, salt: str, max_pixels: int) -> DicomHeader:
     modality = _text(dataset, "Modality").upper()
     _check_radiograph(dataset, modality)
     height, width = int(dataset.Rows), int(dataset.Columns)
-    if not 0 < height * width <= MAX_PIXELS:
-        raise DataError(f"{height}x{width} pixels, which no radiograph has")
+    check_pixel_count(height, width, max_pixels)
     return DicomHeader(
         height=height,
         width=width,

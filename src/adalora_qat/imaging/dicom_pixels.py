@@ -7,6 +7,7 @@ thing, so both together invert once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,31 +15,61 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from adalora_qat.errors import DataError
-from adalora_qat.imaging.codestream import coded_size
+from adalora_qat.imaging.codestream import CodedSize, coded_size
+from adalora_qat.imaging.integrity import check_j2k, check_jpeg, check_scans
 
-# Four times the largest detectors and film scans in use (about 5000 × 5000).
-MAX_PIXELS = 100_000_000
-# Decoders in the order they are tried. Pillow's libjpeg-turbo is the sturdier JPEG decoder
-# and refuses 12 bits, which the next one takes. pylibjpeg's RLE panics on damaged data,
-# past every `except Exception`; pydicom's, in Python, takes half a second for 4 megapixels.
+# Who decodes what, in the order tried, among packages whose licences fit Apache-2.0. Pillow's
+# libjpeg-turbo is the sturdiest JPEG decoder and knows 8 bits; OpenJPEG by itself is newer than
+# the one inside GDCM.
 DECODERS = {
-    JPEGBaseline8Bit: ("pillow", "pylibjpeg"),
-    JPEGExtended12Bit: ("pillow", "pylibjpeg"),
+    JPEGBaseline8Bit: ("pillow", "gdcm"),
+    JPEGExtended12Bit: ("pillow", "gdcm"),
+    JPEGLossless: ("gdcm",),
+    JPEGLosslessSV1: ("gdcm",),
+    JPEGLSLossless: ("gdcm",),
+    JPEGLSNearLossless: ("gdcm",),
+    JPEG2000Lossless: ("pylibjpeg",),
+    JPEG2000: ("pylibjpeg",),
+    HTJ2KLossless: ("pylibjpeg",),
+    HTJ2KLosslessRPCL: ("pylibjpeg",),
+    HTJ2K: ("pylibjpeg",),
     RLELossless: ("pydicom",),
 }
+JPEGS = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 # A window that leaves fewer grey levels than this missed the image (wrong centre, width 1).
 MIN_WINDOWED_LEVELS = 16
 # Colour channels of a grey picture differ by this much at most after lossy compression.
 GREY_TOLERANCE = 8
+ROWS_AT_ONCE = 64
 
 Values = NDArray[np.float64]
 
 
-def stored_values(dataset: Dataset) -> NDArray[np.int32]:
+def stored_values(dataset: Dataset, *, lenient: bool = False) -> NDArray[np.int32]:
     """Decode the pixel data: (H, W) stored values, free of overlay bits, sign resolved.
+
+    Parameters
+    ----------
+    lenient : take what a decoder makes of compressed data that are cut or damaged, and pixel
+        data that are too long.
 
     Raises
     ------
@@ -52,7 +83,7 @@ def stored_values(dataset: Dataset) -> NDArray[np.int32]:
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples not in (1, 3) or "PALETTE" in str(dataset.get("PhotometricInterpretation")):
         raise DataError("a palette or several channels of colour, which a radiograph has not")
-    pixels = _decode(dataset)
+    pixels = _decode(dataset, lenient)
     if samples == 3:
         return _grey_of(pixels)
     expected = (int(dataset.Rows), int(dataset.Columns))
@@ -70,19 +101,43 @@ def display(dataset: Dataset, stored: NDArray[np.int32]) -> tuple[NDArray[np.uin
     shown_by : "VOI LUT", "window" or "full range".
     inverted : whether stored values were bright for air.
     """
-    inside = ~_padding(dataset, stored)
-    if not inside.any():
+    # Grey is a function of the stored value, of which there are 2¹⁶ at most: a table holds it,
+    # and no array of floats has the size of the image.
+    low = int(stored.min())
+    levels = np.arange(low, int(stored.max()) + 1, dtype=np.int32)
+    inside = ~_padding(dataset, levels)
+    seen = inside & _occurring(stored, low, levels.size)
+    if not seen.any():
         raise DataError("every pixel is padding; leave it out")
-    values = _modality(dataset, stored)
-    grey, shown_by = _value_of_interest(dataset, values, inside)
+    sample = stored.ravel() if inside.all() else stored[inside[stored - low]]
+    sampled = _occurring(sample[::7], low, levels.size)
+    values = _modality(dataset, levels)
+    grey, shown_by = _value_of_interest(dataset, values, seen, sampled)
     inverted = _is_inverted(dataset)
     if inverted:
         grey = 1.0 - grey
     grey[~inside] = 0.0
-    return np.round(grey * 65535).astype(np.uint16), shown_by, inverted
+    table = np.round(grey * 65535).astype(np.uint16)
+    shown = np.empty(stored.shape, dtype=np.uint16)
+    for rows in _blocks(stored.shape[0]):
+        shown[rows] = table[stored[rows] - low]
+    return shown, shown_by, inverted
 
 
-def _decode(dataset: Dataset) -> NDArray[Any]:
+def _blocks(count: int) -> Iterator[slice]:
+    """Yield slices of rows: indexing makes eight bytes of each pixel."""
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE))
+
+
+def _occurring(stored: NDArray[np.int32], low: int, count: int) -> NDArray[np.bool_]:
+    """Mark which of ``count`` values from ``low`` on occur."""
+    found = np.zeros(count, dtype=bool)
+    for rows in _blocks(stored.shape[0]):
+        found[stored[rows] - low] = True
+    return found
+
+
+def _decode(dataset: Dataset, lenient: bool) -> NDArray[Any]:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -91,7 +146,14 @@ def _decode(dataset: Dataset) -> NDArray[Any]:
             f"transfer syntax {syntax.name} cannot be decoded; rewrite it uncompressed"
         ) from error
     if syntax.is_encapsulated:
-        _check_coded_size(dataset)
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        coded = _check_coded_size(dataset, frame)
+        if not lenient:
+            _check_whole(syntax, frame, coded)
+        if syntax == JPEGExtended12Bit and coded is not None and coded.bits > 8:
+            return _twelve_bits(dataset, frame)
+    elif not lenient:
+        _check_length(dataset)
     failures: list[Exception] = []
     for plugin in DECODERS.get(syntax, ("",)):
         try:
@@ -108,14 +170,60 @@ def _decode(dataset: Dataset) -> NDArray[Any]:
     raise failures[0]
 
 
-def _check_coded_size(dataset: Dataset) -> None:
-    coded = coded_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+def _check_coded_size(dataset: Dataset, frame: bytes) -> CodedSize | None:
+    coded = coded_size(frame)
     expected = (int(dataset.Rows), int(dataset.Columns))
     if coded is not None and (coded.height, coded.width) != expected:
         raise DataError(
             f"the compressed image claims {coded.height}x{coded.width} pixels, the header "
             f"{expected[0]}x{expected[1]}; damaged"
         )
+    return coded
+
+
+def _check_whole(syntax: UID, frame: bytes, coded: CodedSize | None) -> None:
+    if syntax in DECODERS and syntax != RLELossless and coded is None:
+        raise DataError(f"pixel data that are not {syntax.name}; damaged")
+    if syntax in JPEGS + JPEG_LS:
+        check_scans(frame)
+        # libjpeg, which is asked about 8 bits, does not know JPEG-LS or lossless JPEG.
+        lossy = coded is not None and syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
+        check_jpeg(frame, bits=coded.bits if lossy and coded is not None else 0)
+    elif coded is not None:
+        check_j2k(frame)
+
+
+def _check_length(dataset: Dataset) -> None:
+    """Refuse uncompressed pixel data that are too long, but for zeros at the end."""
+    count = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
+    expected = count * (int(dataset.BitsAllocated) // 8)
+    given = dataset.PixelData
+    if given[expected:].strip(b"\0"):
+        raise DataError(f"{len(given)} bytes of pixel data, the header says {expected}; damaged")
+
+
+def _twelve_bits(dataset: Dataset, frame: bytes) -> NDArray[np.uint16]:
+    """Decode lossy JPEG of 12 bits, for which pydicom does not ask GDCM."""
+    import gdcm
+
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((int(dataset.Columns), int(dataset.Rows), 1))
+    image.SetDataElement(element)
+    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
+    syntax = gdcm.TransferSyntax.GetTSType(str(JPEGExtended12Bit))
+    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
+    # GDCM hands bytes out as text.
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(content, "<u2").reshape(int(dataset.Rows), int(dataset.Columns))
 
 
 def _grey_of(pixels: NDArray[Any]) -> NDArray[np.int32]:
@@ -136,14 +244,18 @@ def _used_bits(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.int32]:
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated and not signed:
         # The stream has its own precision, and nothing above it.
         return pixels.astype(np.int32)
-    values = (pixels.astype(np.int32) >> low) & ((1 << bits) - 1)
+    values = pixels.astype(np.int32)
+    values >>= low
+    values &= (1 << bits) - 1
     if signed:
-        values -= (values >> (bits - 1)) << bits
-    return np.asarray(values)
+        # Flipping the sign's bit and subtracting it carries the sign on to the bits above.
+        values ^= 1 << (bits - 1)
+        values -= 1 << (bits - 1)
+    return values
 
 
 def _padding(dataset: Dataset, stored: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Find pixels outside the collimator that the file marks as not part of the image."""
+    """Find values of pixels outside the collimator, which the file marks as not of the image."""
     if dataset.get("PixelPaddingValue") is None:
         return np.zeros(stored.shape, dtype=bool)
     value = int(dataset.PixelPaddingValue)
@@ -161,25 +273,25 @@ def _modality(dataset: Dataset, stored: NDArray[np.int32]) -> Values:
 
 
 def _value_of_interest(
-    dataset: Dataset, values: Values, inside: NDArray[np.bool_]
+    dataset: Dataset, values: Values, seen: NDArray[np.bool_], sampled: NDArray[np.bool_]
 ) -> tuple[Values, str]:
     if dataset.get("VOILUTSequence"):
         shown, table = _look_up(dataset, dataset.VOILUTSequence[0], values)
         grey = (shown - table.min()) / max(float(np.ptp(table)), 1.0)
-        if _has_levels(grey, values, inside):
+        if _has_levels(grey, values, sampled):
             return grey, "VOI LUT"
     window = _window(dataset)
     if window is not None:
         grey = _windowed(values, *window, str(dataset.get("VOILUTFunction") or "LINEAR"))
-        if _has_levels(grey, values, inside):
+        if _has_levels(grey, values, sampled):
             return grey, "window"
-    low, high = _range(dataset, values[inside])
+    low, high = _range(dataset, values[seen])
     return np.clip((values - low) / max(high - low, 1e-9), 0, 1), "full range"
 
 
-def _has_levels(grey: Values, values: Values, inside: NDArray[np.bool_]) -> bool:
+def _has_levels(grey: Values, values: Values, sampled: NDArray[np.bool_]) -> bool:
     """Tell whether a mapping kept the picture: enough levels, or all that there were."""
-    kept, given = (np.unique(array[inside][::7]).size for array in (grey, values))
+    kept, given = (np.unique(array[sampled]).size for array in (grey, values))
     return kept >= min(MIN_WINDOWED_LEVELS, given)
 
 

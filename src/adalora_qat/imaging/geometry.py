@@ -9,7 +9,9 @@ low resolution : the (L, L) logits of a model; they cover the whole model frame.
 
 Boxes are (x0, y0, x1, y1) in continuous pixels, the origin at the outer corner of the
 top-left pixel: an edge at x in the original lies at x·w/W in the model frame, exactly. The
-two axes keep their own scale, since h and w are whole pixels.
+two axes keep their own scale, since h and w are whole pixels. The one exception is drawn from
+a true mask for training and evaluation, as SAM and MedSAM draw it: ``mask_box_inclusive``
+gives the first and the last pixel, and these numbers enter the model as they are.
 
 NumPy and Pillow only: the deployed runtime stands on this module.
 """
@@ -34,10 +36,12 @@ __all__ = [
     "boxes_to_original",
     "check_box",
     "image_to_model",
+    "last_pixels",
     "load_image",
     "load_mask",
     "logits_to_original",
-    "mask_box",
+    "mask_box_edges",
+    "mask_box_inclusive",
     "mask_to_model",
     "resize_grey",
     "to_channels",
@@ -288,10 +292,18 @@ def boxes_to_original(boxes_xyxy_model: ArrayLike, frame_map: FrameMap) -> NDArr
     return np.round(boxes, 6)
 
 
-def mask_box(mask: NDArray[Any]) -> NDArray[np.float64]:
-    """Return (xmin, ymin, xmax, ymax), the first and last foreground index of each axis.
+def mask_box_inclusive(mask: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the first and the last pixel of a mask on each axis, as SAM and MedSAM do.
 
-    This is MedSAM's convention: a mask one pixel wide has x0 = x1.
+    Parameters
+    ----------
+    mask : (H, W), bool, or foreground where it is above 0.
+
+    Returns
+    -------
+    (4,) float64, indices (x_first, y_first, x_last, y_last): a mask one pixel wide has
+    x_first = x_last. Training and oracle prompts are made of these numbers; for the edges
+    round the pixels, see ``mask_box_edges``.
 
     Raises
     ------
@@ -306,13 +318,48 @@ def mask_box(mask: NDArray[Any]) -> NDArray[np.float64]:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
 
 
+def mask_box_edges(mask: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the box round a mask, in continuous pixels: the outer edges of its outer pixels.
+
+    Parameters
+    ----------
+    mask : (H, W), bool, or foreground where it is above 0.
+
+    Returns
+    -------
+    (4,) float64, (x0, y0, x1, y1); a mask one pixel wide has x1 = x0 + 1.
+
+    Raises
+    ------
+    DataError
+        If the mask has no foreground.
+    """
+    box = mask_box_inclusive(mask)
+    box[2:] += 1
+    return box
+
+
+def last_pixels(box_xyxy: NDArray[Any]) -> NDArray[np.float64]:
+    """Return what ``mask_box_edges`` added taken away again: (4,) edges → (4,) for drawing.
+
+    The far edges become the last pixel that they cut into; never less than the near edges.
+    """
+    box = np.asarray(box_xyxy, dtype=np.float64)
+    return np.concatenate([box[:2], np.maximum(box[:2], np.ceil(box[2:]) - 1)])
+
+
 def whole_box(height: int, width: int) -> NDArray[np.float64]:
-    """Return the box that stands in for "no prompt": the whole image."""
+    """Return the box (4,) of a whole image of ``height`` × ``width`` pixels: its outer edges."""
     return np.array([0, 0, width, height], dtype=np.float64)
 
 
 def check_box(box: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Check one box (4,) or several (N, 4) against an image of ``size`` = (H, W).
+    """Check one box or several against an image.
+
+    Parameters
+    ----------
+    box : (4,) or (N, 4), (x0, y0, x1, y1) in pixels of the original, N at least 1.
+    size : (H, W) of the image.
 
     Returns
     -------
@@ -321,7 +368,8 @@ def check_box(box: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
     Raises
     ------
     DataError
-        If a box is not four finite numbers, reversed, empty or reaches outside the image.
+        If there is no box, or one is not four finite numbers, reversed, empty or reaches
+        outside the image.
     """
     try:
         boxes = np.atleast_2d(np.asarray(box, dtype=np.float64))
@@ -329,6 +377,8 @@ def check_box(box: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
         boxes = np.empty((0, 0))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise DataError(f"box {box!r}: give four finite numbers x0,y0,x1,y1")
+    if not len(boxes):
+        raise DataError("no box given: a list of boxes needs at least one")
     height, width = size
     for x0, y0, x1, y1 in boxes:
         given = f"box {x0:g},{y0:g},{x1:g},{y1:g}"

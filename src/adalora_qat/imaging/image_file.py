@@ -1,10 +1,15 @@
 """Reading image files at their full depth, or saying why not.
 
-NumPy and Pillow only: the deployed runtime reads its images here.
+The deployed runtime reads its images here. How many pixels a file holds is known before it is
+decoded. Most memory while one is read, bytes a pixel: 4 for 8-bit grey, 8 for 16-bit grey, 11
+for DICOM, 18 for colour, 26 with transparency.
 """
 
 from __future__ import annotations
 
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, printable
+from adalora_qat.imaging.integrity import (
+    check_j2k,
+    check_jpeg,
+    check_scans,
+    check_strips,
+    warnings_heard,
+)
 
 # Formats with a signature and a plain decoder; Pillow's others can start programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
+# Four times the largest detectors and film scans in use (about 5000 × 5000).
+MAX_PIXELS = 100_000_000
+# Formats that Pillow takes as JPEG: several pictures in one file are one with thumbnails.
+_JPEG, _PICTURES = ("JPEG", "MPO"), "MPO"
+_PNG_END = b"IEND\xaeB`\x82"
 
 
-def load_image(path: Path) -> NDArray[Any]:
+def load_image(path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = False) -> NDArray[Any]:
     """Read an image file at its full depth, upright as its EXIF orientation says.
+
+    Parameters
+    ----------
+    max_pixels : larger images are refused by what their header says, before decoding.
+    lenient : take what the decoder makes of a file that is cut or damaged, where it makes
+        anything; the rest of the image may be grey or displaced.
 
     Returns
     -------
@@ -29,55 +52,161 @@ def load_image(path: Path) -> NDArray[Any]:
     Raises
     ------
     DataError
-        If the file is missing, truncated, not an image, of several pages, or of one colour.
+        If the file is missing, truncated, damaged, too large, not an image, of several pages,
+        or of one colour.
     """
-    pixels = _read(path)
+    pixels = _read(path, max_pixels, lenient)
     if pixels.size == 0 or pixels.min() == pixels.max():
-        raise DataError(f"{path} is an image of one colour; give a radiograph")
+        raise DataError(f"{printable(path)} is an image of one colour; give a radiograph")
     return pixels
 
 
-def load_mask(path: Path) -> NDArray[np.bool_]:
+def load_mask(
+    path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+) -> NDArray[np.bool_]:
     """Read a mask file: foreground is above half of its largest value.
 
     Half of the largest value reads 0/1, 0/255 and 16-bit masks and those with JPEG ripples.
     A mask without foreground comes back all False.
 
+    Parameters
+    ----------
+    max_pixels, lenient : as for ``load_image``.
+
+    Returns
+    -------
+    (H, W) bool.
+
     Raises
     ------
     DataError
-        If the file is missing, truncated or not an image.
+        If the file is missing, truncated, damaged, too large or not an image.
     """
-    pixels = _read(path)
+    pixels = _read(path, max_pixels, lenient)
     values = pixels.max(axis=2) if pixels.ndim == 3 else pixels
     largest = values.max(initial=0)
     foreground: NDArray[np.bool_] = values > largest / 2 if largest > 0 else values > 0
     return foreground
 
 
-def _read(path: Path) -> NDArray[Any]:
-    if not path.is_file():
-        raise DataError(f"image {path} does not exist; check the path")
+def check_readable(path: Path) -> int:
+    """Return the size of a file in bytes, or say why it cannot be read.
+
+    Raises
+    ------
+    DataError
+        If there is none, it is something else than a file, or may not be read.
+    """
+    name = printable(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if pages == 1:
-                _check_ending(path, image.format)
-                return _pixels(path, image)
-    except DataError:
-        raise
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            with path.open("rb"):
+                return found.st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"image {name} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{name} cannot be read ({reason}); check its permissions and its name, or leave it out"
+        ) from error
+    kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+    raise DataError(f"{name} is {kind}; give an image file")
+
+
+def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image that is larger than a radiograph can be.
+
+    Raises
+    ------
+    DataError
+        With both numbers.
+    """
+    if not 0 < height * width <= max_pixels:
+        raise DataError(
+            f"{height}x{width} pixels, which no radiograph has (the limit is {max_pixels}); make "
+            "it smaller, or raise max_pixels"
+        )
+
+
+def _read(path: Path, max_pixels: int, lenient: bool) -> NDArray[Any]:
+    size = check_readable(path)
+    try:
+        with _opened(path, lenient) as image:
+            check_pixel_count(image.height, image.width, max_pixels)
+            if image.format in _JPEG:
+                check_scans(path.read_bytes())
+            pages = 1 if image.format == _PICTURES else getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise DataError(f"{pages} pages in one file; save the one that is meant on its own")
+            if not lenient:
+                _check_whole(path, image, size)
+            return _pixels(path, image)
+    except DataError as error:
+        raise DataError(f"{printable(path)}: {error}") from error.__cause__
     except Exception as error:  # hostile bytes make decoders raise anything at all
         raise DataError(
-            f"{path} cannot be read as an image ({_reason(error)}); it is truncated, damaged "
-            "or not an image: replace it or leave it out"
+            f"{printable(path)} cannot be read as an image ({_reason(error)}); it is truncated, "
+            "damaged or not an image: replace it or leave it out"
         ) from error
-    raise DataError(f"{path} has {pages} pages; save the one page that is meant on its own")
+
+
+@contextmanager
+def _opened(path: Path, lenient: bool = True) -> Iterator[Image.Image]:
+    """Open with the limit of this module and not Pillow's, which is one for the whole process."""
+    with warnings_heard() as said:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        if said and not lenient:
+            raise DataError(f"damaged ({_reason(said[0])}); copy it again or leave it out")
+        yield image
+
+
+def _check_whole(path: Path, image: Image.Image, size: int) -> None:
+    """Refuse a file that is cut or damaged, where its format lets that be known."""
+    if image.format == "PNG":
+        # Pillow passes over the checksums of pixels unless it is asked, and over the end.
+        with _opened(path) as again:
+            again.verify()
+        with path.open("rb") as handle:
+            handle.seek(max(0, size - 4096))
+            if _PNG_END not in handle.read():
+                raise DataError("truncated (no end-of-image mark); copy it again")
+    elif image.format in _JPEG:
+        check_jpeg(path.read_bytes(), pictures=image.format == _PICTURES)
+    elif image.format == "JPEG2000":
+        check_j2k(path.read_bytes())
+    elif image.format == "TIFF":
+        check_strips(image, size)
 
 
 def _pixels(path: Path, image: Image.Image) -> NDArray[Any]:
     deep = _deep_colour(path, image)
-    if deep is not None:
-        return deep
+    return _upright_pixels(image) if deep is None else deep
+
+
+def picture_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Return the pixels of a picture in memory as ``load_image`` returns those of a file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded, is too large, or is of several pages.
+    """
+    check_pixel_count(image.height, image.width, max_pixels)
+    if getattr(image, "n_frames", 1) != 1 and image.format != "MPO":
+        raise DataError("a PIL image of several pages; give the one page that is meant")
+    try:
+        return _upright_pixels(image)
+    except Exception as error:  # opened, but not decoded yet: bytes can be anything
+        raise DataError(f"the PIL image cannot be decoded ({_reason(error)})") from error
+
+
+def _upright_pixels(image: Image.Image) -> NDArray[Any]:
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
     if mode == "1":
@@ -105,7 +234,7 @@ def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
     channels = rawmodes[0].partition(";")[0]
     if channels not in ("RGB", "RGBX") or any(raw[-1] not in "BLN" for raw in rawmodes):
         raise DataError(
-            f"{path} has 16 bits a channel in mode {channels}; save it as 16-bit grey without alpha"
+            f"16 bits a channel in mode {channels}; save it as 16-bit grey without alpha"
         )
     big, little = (_with_order(path, channels, order) for order in "BL")
     high, low = (little, big) if _stored_little(image, rawmodes[0]) else (big, little)
@@ -113,7 +242,7 @@ def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
 
 
 def _with_order(path: Path, channels: str, order: str) -> NDArray[np.uint8]:
-    with Image.open(path, formats=FORMATS) as image:
+    with _opened(path) as image:
         raw = f"{channels};16{order}"
         tiles: list[Any] = getattr(image, "tile", [])
         for index, tile in enumerate(tiles):
@@ -127,17 +256,5 @@ def _stored_little(image: Image.Image, rawmode: str) -> bool:
     return rawmode[-1] == "L" or (rawmode[-1] == "N" and bool(np.little_endian))
 
 
-def _check_ending(path: Path, kind: str | None) -> None:
-    # Pillow is content with a PNG that ends anywhere after its last pixel; a file cut there
-    # has still lost its checksum, and where else it is damaged nobody can say.
-    if kind != "PNG":
-        return
-    with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - 4096))
-        ended = b"IEND\xaeB`\x82" in handle.read()
-    if not ended:
-        raise DataError(f"{path} is truncated (no end-of-image mark): copy it again")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _reason(error: object) -> str:
+    return printable((str(error) or type(error).__name__).splitlines()[0])

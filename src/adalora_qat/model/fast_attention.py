@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +41,19 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
     """
 
     kernel: Kernel
-    original: type[nn.Module]
 
-    def forward(
-        self, hidden_states: Tensor, output_attentions: bool | None = None, window: int = 0
-    ) -> tuple[Tensor, None]:
-        """Attend within windows of side ``window`` (0: everywhere) of (B, E, E, C) tokens."""
+    def forward(self, hidden_states: Tensor, window: int = 0) -> tuple[Tensor, None]:
+        """Attend within windows, or over the whole grid.
+
+        Parameters
+        ----------
+        hidden_states : (B, E, E, C) tokens.
+        window : G; 0 for global attention.
+
+        Returns
+        -------
+        (B, E, E, C), and None in the place of the scores.
+        """
         qkv = self.qkv(hidden_states)
         if self.kernel == "triton" and _triton_serves(qkv, self.num_attention_heads):
             out = self._attend_triton(qkv, window)
@@ -91,8 +98,6 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 class FastVisionLayer(SamVisionLayer):  # type: ignore[misc]
     """``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
 
-    original: type[nn.Module]
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, E, E, C) to (B, E, E, C)."""
         normed = self.layer_norm1(hidden_states)
@@ -120,7 +125,7 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         relative positions, or if "triton" is asked for where Triton is not installed.
     """
     if any(isinstance(module, FastVisionLayer) for module in model.modules()):
-        raise ConfigError("fast attention is installed already: uninstall it first")
+        raise ConfigError("fast attention is installed already: install it once")
     layers = [module for module in model.modules() if isinstance(module, SamVisionLayer)]
     if not layers:
         raise ConfigError("the model has no SAM ViT layers: fast attention is for those alone")
@@ -129,9 +134,8 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         _check(layer.attn, kind)
     for layer, kind in zip(layers, chosen, strict=True):
         attention = layer.attn
-        attention.original, attention.kernel = type(attention), kind
+        attention.kernel = kind
         attention.__class__ = FastVisionAttention
-        layer.original = type(layer)
         layer.__class__ = FastVisionLayer
     return len(layers)
 
@@ -150,25 +154,6 @@ def install_best(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     return kernel
 
 
-def uninstall(model: nn.Module) -> int:
-    """Give every layer its own way of computing back; return how many there were.
-
-    Raises
-    ------
-    ConfigError
-        If there are none.
-    """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, FastVisionLayer)]
-    if not layers:
-        raise ConfigError("no fast attention is installed")
-    for layer in layers:
-        for module in (layer.attn, layer):
-            module.__class__ = module.original
-            del module.original
-        del layer.attn.kernel
-    return len(layers)
-
-
 def attend_folded(
     qkv: Tensor,
     padding: Tensor | None,
@@ -184,6 +169,7 @@ def attend_folded(
     qkv : (B, height, width, 3·H·D), the projection's output.
     padding : (3·H·D,), q, k and v of a token off the grid; only windows have such.
     tables : as ``relative_tables`` gives them.
+    heads : H.
     window : G; 0 for global attention.
     kernel : "folded" or "cudnn".
 
@@ -228,9 +214,17 @@ def relative_tables(
 
 
 def relative_terms(qkv: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Return [rel_h, rel_w] for every token and head, (B, height, width, H·2K).
+    """Return [rel_h, rel_w] for every token and head, of queries that are not scaled.
 
-    rel_h[i, k] = q_i·Rh[y_i − k] and rel_w[i, k] = q_i·Rw[x_i − k], of unscaled q.
+    Parameters
+    ----------
+    qkv : (B, height, width, 3·H·D), the projection's output.
+    tables : (height, K, D) and (width, K, D), as ``relative_tables`` gives them.
+    heads : H.
+
+    Returns
+    -------
+    (B, height, width, H·2K): rel_h[i, k] = q_i·Rh[y_i − k], then rel_w[i, k] = q_i·Rw[x_i − k].
     """
     row, column = (table.to(qkv.dtype) for table in tables)
     B, height, width, _ = qkv.shape

@@ -76,7 +76,15 @@ class FastEncoder:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Encode images of any dtype; the embeddings have the encoder's.
+        """Encode images.
+
+        Parameters
+        ----------
+        images : (B, 3, S, S) of any dtype, on the encoder's device.
+
+        Returns
+        -------
+        (B, D, E, E) in the encoder's dtype.
 
         Raises
         ------

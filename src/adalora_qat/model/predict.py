@@ -17,7 +17,6 @@ from adalora_qat.imaging.geometry import (
     check_box,
     image_to_model,
     logits_to_original,
-    whole_box,
 )
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.predictor import Prediction, Prompted
@@ -45,8 +44,13 @@ class TorchPredictor:
         """A short name for tables."""
         return self._name
 
-    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any] | None) -> Prediction:
+    def predict(self, image: NDArray[Any], boxes_xyxy_original: NDArray[Any]) -> Prediction:
         """Segment one image; see ``Predictor.predict``.
+
+        Parameters
+        ----------
+        image : (H, W) or (H, W, 3), any real dtype.
+        boxes_xyxy_original : (N, 4), pixels of the original; None takes the whole image.
 
         Raises
         ------
@@ -57,7 +61,10 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def prompted(self, image: NDArray[Any]) -> Prompted:
-        """Encode an image and return a function of its boxes; see ``EncodesOnce``."""
+        """Encode an image, (H, W) or (H, W, 3), and return a function of its boxes (N, 4).
+
+        See ``EncodesOnce``; errors are those of ``predict``.
+        """
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
         embeddings = self.encode(torch.from_numpy(pixels)[None].to(device)).to(torch.float32)
@@ -65,14 +72,9 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def _decode(
-        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any] | None
+        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any]
     ) -> Prediction:
-        size = (frame_map.height, frame_map.width)
-        boxes = (
-            whole_box(*size)[None]
-            if boxes_xyxy_original is None
-            else check_box(boxes_xyxy_original, size)
-        )
+        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
         model_boxes = torch.from_numpy(boxes_to_model(boxes, frame_map).astype(np.float32))
         logits, iou = self.segmenter.decode(embeddings, model_boxes[None].to(embeddings.device))
         low_res = logits[0].float().cpu().numpy()

@@ -1,7 +1,9 @@
 """Segment Anything models: the table of variants and their assembly.
 
 The prompt encoder and mask decoder are transformers' own; the image encoder is TinyViT or
-transformers' ViT. One forward serves training, evaluation and export.
+transformers' ViT. One forward serves training, evaluation and export. The parts (Kirillov et al.,
+"Segment Anything", 2023, Sec. 3): a heavy encoder that sees the image once, and a light decoder
+that turns its embeddings and any number of prompts into a mask each.
 
 Shapes: B images, N boxes per image, S model side, D embedding width (256), E embedding side
 (64), L low-resolution mask side (4·E).
@@ -31,10 +33,12 @@ class Variant:
 
     Attributes
     ----------
+    name : as recipes have it in ``model.variant``.
     frame : how an image becomes the model's input.
     encoder : the shape of the image encoder.
     weights : where the published weights are (see ``weights.py``), or None if there are none.
     terms : licence and terms of those weights.
+    decoder_width : D, of the embeddings and of the decoder's tokens.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Variant:
     def embedding_side(self) -> int:
         """E, the side of the embeddings."""
         if isinstance(self.encoder, TinyViTConfig):
+            # 1·2·2·1 = 4 in LiteMedSAM (256 px), 4·2·2·1 = 16 in MobileSAM (1024 px): 64 in both.
             factor = self.encoder.patch_stride
             for stride in self.encoder.merge_strides:
                 factor *= stride
@@ -61,6 +66,11 @@ class Variant:
 
     def at_side(self, side: int | None) -> Variant:
         """Return the variant at another working resolution.
+
+        Parameters
+        ----------
+        side : S in pixels; None keeps the published one. TinyViT takes any multiple of its
+            encoder's step, for its biases are relative and its windows are padded.
 
         Raises
         ------
@@ -190,8 +200,14 @@ def variant(name: str) -> Variant:
 class VitImageEncoder(SamVisionEncoder):  # type: ignore[misc]
     """transformers' SAM ViT with the ``stem``/``trunk`` seam and a plain tensor out.
 
-    ``recompute`` keeps only the inputs of the layers for the backward pass (gradient
-    checkpointing).
+    Patches of 16 × 16 pixels become tokens; most layers attend in windows of 14 × 14 tokens, four
+    over the whole image. Tokens stay a picture, (B, E, E, D), D the width of the ViT, throughout.
+
+    Attributes
+    ----------
+    recompute : keep only the inputs of the layers for the backward pass, and compute what is
+        between them again there (gradient checkpointing, Chen et al. 2016): the memory of one
+        layer for a third more time.
     """
 
     recompute: bool = False
@@ -240,7 +256,14 @@ class StructurePrompts(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A promptable segmenter: image and boxes in, mask logits and predicted IoU out."""
+    """A promptable segmenter: image and boxes in, mask logits and predicted IoU out.
+
+    Parameters
+    ----------
+    variant : which model; weights are random until loaded.
+    attention : transformers' kernel in the ViT and the decoder. Only "eager" goes through
+        ``torch.onnx.export``; this package's own exporter takes either.
+    """
 
     def __init__(
         self,
@@ -283,6 +306,8 @@ class Segmenter(nn.Module):
         -------
         logits (B, N, L, L) and predicted IoU (B, N).
         """
+        # sparse (B, N, 2, D): the two corners of each box; dense (B, D, E, E): the embedding of
+        # "no earlier mask", the same everywhere.
         sparse, dense, positions = self._prompts(boxes)
         if structures is not None:
             sparse = self.structure_prompts(sparse, structures)
@@ -292,14 +317,27 @@ class Segmenter(nn.Module):
             image_positional_embeddings=positions.expand(len(embeddings), -1, -1, -1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
+            # A box is unambiguous: one mask, and not SAM's three for whole, part and subpart.
             multimask_output=False,
         )
+        # (B, N, 1, L, L) and (B, N, 1).
         return logits[:, :, 0], iou[:, :, 0]
 
     def forward(
         self, images: Tensor, boxes: Tensor, structures: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Segment: images (B, 3, S, S), boxes (B, N, 4) → logits (B, N, L, L), IoU (B, N)."""
+        """Segment: ``encode``, then ``decode``.
+
+        Parameters
+        ----------
+        images : (B, 3, S, S), normalised as the variant's frame says.
+        boxes : (B, N, 4), xyxy in pixels of the model frame.
+        structures : (B, N) int64, as for ``decode``.
+
+        Returns
+        -------
+        logits (B, N, L, L), a pixel being foreground above 0, and predicted IoU (B, N).
+        """
         return self.decode(self.encode(images), boxes, structures)
 
     def _prompts(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,10 +353,12 @@ class Segmenter(nn.Module):
         side = self.variant.embedding_side
         embedding = self.prompt_encoder.shared_embedding
         weight = embedding.positional_embedding
+        # Centres of pixels in the unit square, x before y, as the random Fourier features
+        # (Tancik et al. 2020) of points are made: pixels and prompts share one code.
         centres = (torch.arange(side, device=weight.device, dtype=weight.dtype) + 0.5) / side
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         grid: Tensor = embedding(torch.stack([x, y], dim=-1))
-        return grid.permute(2, 0, 1)[None]
+        return grid.permute(2, 0, 1)[None]  # (E, E, D) → (1, D, E, E)
 
 
 def random_segmenter(
@@ -328,7 +368,20 @@ def random_segmenter(
     side: int | None = None,
     structures: Sequence[str] = (),
 ) -> Segmenter:
-    """Build a variant with random weights, for tests and benchmarks only."""
+    """Build a variant with random weights, for tests and benchmarks only.
+
+    Parameters
+    ----------
+    name : of a variant.
+    seed : of the weights; torch's own generator is left as it was.
+    attention : as in ``Segmenter``.
+    side : as in ``Variant.at_side``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such variant, or it cannot work at that side.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = Segmenter(variant(name).at_side(side), attention, structures)

@@ -64,6 +64,7 @@ def relative_attention(
     qkv : (B, E, E, 3·H·D), the projection's output; half precision on a GPU.
     padding : (3·H·D,), q, k and v of a token off the grid. Gets no gradient.
     row_table, column_table : (E, K, D), as ``fast_attention.relative_tables`` gives them.
+    heads : H.
     window : G; E for global attention.
 
     Returns
@@ -76,7 +77,17 @@ def relative_attention(
 
 
 def attend(qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int) -> Tensor:
-    """Attend within windows, without gradients: tables (2, E, K, D), the rest as above."""
+    """Attend within windows, without gradients.
+
+    Parameters
+    ----------
+    qkv, padding, heads, window : as in ``relative_attention``.
+    tables : (2, E, K, D), those of rows and of columns, in the dtype of ``qkv``.
+
+    Returns
+    -------
+    (B, E, E, H·D).
+    """
     return _attend(qkv, padding, tables, heads, window)[0]
 
 

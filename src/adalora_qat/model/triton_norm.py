@@ -15,9 +15,17 @@ from torch import Tensor
 def shifted_layer_norm(
     tokens: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """Return the layer norm of ``tokens + shift`` over the channels, in the tokens' dtype.
+    """Return the layer norm of ``tokens + shift`` over the channels.
 
-    tokens : (T, C), rows one after another. shift, weight, bias : (C,) FP32.
+    Parameters
+    ----------
+    tokens : (T, C), rows one after another; half precision on a GPU.
+    shift, weight, bias : (C,) FP32.
+    eps : added to the variance.
+
+    Returns
+    -------
+    (T, C) in the tokens' dtype; computed in FP32.
     """
     T, C = tokens.shape
     out = tokens.new_empty(T, C)

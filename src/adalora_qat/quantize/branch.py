@@ -37,7 +37,13 @@ class BranchedLinear(SVDLinear):
     def from_factors(
         cls, weight: Tensor, bias: Tensor | None, left: Tensor, values: Tensor, right: Tensor
     ) -> BranchedLinear:
-        """Put left (out, R) · diag(values (R,)) · right (R, in) beside a weight (out, in)."""
+        """Put a branch beside a weight.
+
+        Parameters
+        ----------
+        weight, bias : (out, in) float32 master of the integers, and (out,) or None.
+        left, values, right : P (out, R), Λ (R,) and Q (R, in) of the branch P diag(Λ) Q.
+        """
         branch = cls.of_shape(frozen_linear(weight, bias), len(values))
         branch.P.copy_(left)
         branch.lam.copy_(values)

@@ -96,7 +96,7 @@ def compensable(model: nn.Module, config: QuantizeConfig) -> dict[str, FakeQuant
     ConfigError
         If there is none.
     """
-    found = {
+    layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
         if isinstance(layer, FakeQuantLayer)
@@ -104,13 +104,13 @@ def compensable(model: nn.Module, config: QuantizeConfig) -> dict[str, FakeQuant
         and layer.weight_quantizer.numerics.bits <= config.compensate_bits
         and any(fnmatchcase(name, pattern) for pattern in config.compensate_targets)
     }
-    if not found:
+    if not layers:
         raise ConfigError(
             f"quantize.compensate={config.compensate} finds no linear layer of at most "
             f"{config.compensate_bits} bits named like {', '.join(config.compensate_targets)}; "
             "choose a policy such as w4a8, or compensate=none"
         )
-    return found
+    return layers
 
 
 @contextmanager
@@ -138,7 +138,17 @@ def watching_inputs(layers: Mapping[str, FakeQuantLayer]) -> Iterator[dict[str, 
 
 
 def column_weights(name: str, moments: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the weight of each input, (in,) float32 with mean square 1; None if never seen.
+    """Return how much an error in each column of a layer's weight counts.
+
+    Parameters
+    ----------
+    name : of the layer.
+    moments : layer → (in,) mean square of each input, from ``watching_inputs``.
+
+    Returns
+    -------
+    (in,) float32, the root mean square of each input, scaled to mean square 1 and kept above a
+    thousandth; None if the layer's input was never seen or always zero.
 
     Raises
     ------
@@ -159,7 +169,15 @@ def column_weights(name: str, moments: Mapping[str, Tensor]) -> Tensor | None:
 def factorise(
     weight: Tensor, numerics: Numerics, rank: int, iterations: int, columns: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], tuple[float, float]]:
-    """Split a weight (out, in) into what is quantized and a branch of rank R.
+    """Split a weight into what is quantized and a low-rank branch (LoftQ, Algorithm 1).
+
+    Parameters
+    ----------
+    weight : W (out, in).
+    numerics : of the integers.
+    rank : R of the branch, at most the smaller side of the weight.
+    iterations : T ≥ 1, turns of quantizing the rest and refitting the branch.
+    columns : (in,) weight of an error in each column; all alike if None.
 
     Returns
     -------
@@ -186,7 +204,13 @@ def factorise(
 
 
 def quantized(weight: Tensor, numerics: Numerics) -> Tensor:
-    """Return a linear layer's weight rounded as ``freeze`` will round it, float32."""
+    """Return a linear layer's weight (out, in) rounded as ``freeze`` will round it, float32.
+
+    Parameters
+    ----------
+    weight : (out, in).
+    numerics : of the weight.
+    """
     scale = as_stored(scale_of(weight_threshold(weight, numerics, 0), numerics.limit), numerics)
     spread = broadcast_scale(scale, weight.shape, numerics.group_size, 0)
     return to_integers(weight, spread, numerics.limit) * spread
@@ -262,9 +286,9 @@ def _positive(lengths: Tensor) -> Tensor:
 
 
 def _plain(layer: FakeQuantLayer) -> nn.Linear:
-    found = layer.layer
-    if isinstance(found, nn.Linear):
-        return found
-    if not is_adapted(found):
+    wrapped = layer.layer
+    if isinstance(wrapped, nn.Linear):
+        return wrapped
+    if not is_adapted(wrapped):
         raise CheckpointError(f"{layer.name} is not a linear layer")
-    return frozen_linear(found.weight.detach(), found.bias)
+    return frozen_linear(wrapped.weight.detach(), wrapped.bias)

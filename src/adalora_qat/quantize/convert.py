@@ -160,18 +160,6 @@ class QuantizedLayer(nn.Module):
         return f"{tuple(self.weight_int8.shape)}, {self.numerics}"
 
 
-class QuantizedLinear(QuantizedLayer):
-    """An integer linear layer."""
-
-
-class QuantizedConv2d(QuantizedLayer):
-    """An integer convolution."""
-
-
-class QuantizedConvTranspose2d(QuantizedLayer):
-    """An integer transposed convolution."""
-
-
 class QuantizedEmbedding(QuantizedLayer):
     """An integer embedding; ``weight`` is what SAM's decoders read themselves."""
 
@@ -198,12 +186,9 @@ class DequantizedParameter(nn.Module):
         return integers.to(torch.float32) * scale
 
 
-QUANTIZED: dict[Kind, type[QuantizedLayer]] = {
-    "linear": QuantizedLinear,
-    "conv": QuantizedConv2d,
-    "conv_transpose": QuantizedConvTranspose2d,
-    "embedding": QuantizedEmbedding,
-}
+def integer_class(kind: Kind) -> type[QuantizedLayer]:
+    """Return the class of integer layers of a kind."""
+    return QuantizedEmbedding if kind == "embedding" else QuantizedLayer
 
 
 @torch.no_grad()
@@ -269,7 +254,15 @@ def dequantize(model: nn.Module) -> nn.Module:
 def store_parameter(
     model: nn.Module, name: str, integers: Tensor, dequantized: DequantizedParameter
 ) -> None:
-    """Store a bare parameter as int8 behind a parametrization that dequantizes it."""
+    """Store a bare parameter as int8 behind a parametrization that dequantizes it.
+
+    Parameters
+    ----------
+    model : changed in place.
+    name : of the parameter, as ``named_parameters`` has it.
+    integers : int8, in the parameter's shape.
+    dequantized : holds the scale.
+    """
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if parametrize.is_parametrized(module, leaf):
@@ -299,7 +292,7 @@ def _plain_parameter(module: nn.Module, leaf: str, value: Tensor) -> None:
 
 def _convert_layer(layer: FakeQuantLayer) -> QuantizedLayer:
     weight = layer.effective_weight()
-    quantized = QUANTIZED[layer.operator.kind](
+    quantized = integer_class(layer.operator.kind)(
         layer.name,
         layer.operator,
         layer.numerics,

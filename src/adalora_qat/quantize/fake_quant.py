@@ -34,10 +34,16 @@ Mode = Literal["float", "observe", "quantize", "learn"]
 
 
 class _Quantize(torch.autograd.Function):
+    # Rounding has the gradient 0 almost everywhere, which would stop all learning. The
+    # straight-through estimator (Bengio et al. 2013) takes round for the identity in the backward
+    # pass: dq/dx = 1/s where nothing was clipped, and 0 where more x changes nothing.
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, limit: float) -> Tensor:
+        # A division, as in ONNX Runtime; see ``numerics``.
         rounded = (values.to(torch.float32) / scale).round_()
         if not ctx.needs_input_grad[0]:
+            # Without a backward pass one buffer is enough.
             return rounded.clamp_(-limit, limit).to(values.dtype)
         clipped = rounded.clamp(-limit, limit)
         ctx.save_for_backward(rounded == clipped, scale)
@@ -49,10 +55,13 @@ class _Quantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         inside, scale = ctx.saved_tensors
         gradient = gradients[0]
+        # One gradient for each input of forward; the scale is frozen here.
         return (gradient * inside).div_(scale), None, None
 
 
 class _FakeQuantize(torch.autograd.Function):
+    # x̂ = s·clip(round(x/s), −Q, Q). The ratio x/s alone is kept: both gradients follow from it.
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, limit: float) -> Tensor:
         ratio = values.to(torch.float32) / scale
@@ -67,16 +76,20 @@ class _FakeQuantize(torch.autograd.Function):
         gradient = gradients[0].to(torch.float32)
         rounded = ratio.round()
         inside = rounded.abs() <= ctx.limit
+        # Straight through: dx̂/dx = s·(1/s) = 1 inside, 0 outside.
         for_values = (gradient * inside).to(gradients[0].dtype)
         for_scale = None
         if ctx.needs_input_grad[1]:
-            # Eq. 3: round(v/s) − v/s inside, ±Q outside.
+            # Eq. 3: round(v/s) − v/s inside, ±Q outside. With s·round(v/s) the product rule
+            # gives round(v/s) + s·d(v/s)/ds, and the second part is −v/s.
             step = rounded.clamp(-ctx.limit, ctx.limit) - ratio * inside
             for_scale = gradient * step
         return for_values, for_scale, None
 
 
 class _ScaleGradient(torch.autograd.Function):
+    # The identity, whose gradient is multiplied by a factor.
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -89,19 +102,35 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def quantize(values: Tensor, scale: Tensor, limit: float) -> Tensor:
-    """Return the integers of ``values`` in its own dtype; the gradient is 1/s, or 0 if clipped.
+    """Return the integers q = clip(round(x / s), −Q, Q) of values.
 
-    ``scale`` broadcasts against ``values`` and gets no gradient here.
+    Parameters
+    ----------
+    values : x, any shape and float dtype.
+    scale : s, float32, broadcasts against the values; gets no gradient here.
+    limit : Q, the largest integer.
+
+    Returns
+    -------
+    Integers in the shape and dtype of the values; their gradient is 1/s, or 0 if clipped.
     """
     integers: Tensor = _Quantize.apply(values, scale, limit)  # type: ignore[no-untyped-call]
     return integers
 
 
 def fake_quantize(values: Tensor, scale: Tensor, limit: int) -> Tensor:
-    """Return ``values`` rounded to multiples of ``scale``, differentiable in both.
+    """Return values rounded to multiples of a scale, differentiable in both.
 
-    A scale that is smaller than ``values`` must be expanded to its shape by the caller, so
-    that autograd sums its gradient.
+    Parameters
+    ----------
+    values : x, any shape and float dtype.
+    scale : s, float32. One that is smaller than the values must be expanded to their shape if it
+        is learned, so that autograd sums its gradient.
+    limit : Q, the largest integer.
+
+    Returns
+    -------
+    s · clip(round(x / s), −Q, Q), in the shape and dtype of the values.
     """
     result: Tensor = _FakeQuantize.apply(values, scale, limit)  # type: ignore[no-untyped-call]
     return result
@@ -130,8 +159,10 @@ class FakeQuantizer(nn.Module):
         self.channel_axis = channel_axis
         shape = () if weight is None else scale_shape(weight, numerics, channel_axis)
         device = None if weight is None else weight.device
+        # In the state dict, so that a reload computes with the very scales of training.
         self.register_buffer("scale", torch.ones(shape, device=device))
         self.register_buffer("observed", torch.zeros((), dtype=torch.bool, device=device))
+        # A weight is there whole when its scale is chosen: nothing need be watched.
         self.observer = observer_for(numerics) if weight is None else None
         self.mode = "float"
 
@@ -141,20 +172,23 @@ class FakeQuantizer(nn.Module):
         return self.mode in ("quantize", "learn")
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the values as the mode has it, in their own dtype."""
+        """Return values of any shape as the mode has it, in their own dtype."""
         if self.mode == "observe" and self.observer is not None:
             self.observer(values)
         if not self.active:
             return values
         scale = self.broadcast(values)
         if self.mode == "learn":
+            # LSQ, Sec. 2.2: a scale sums the gradients of all its values. Divided by √(N·Q) its
+            # steps are as large, relative to its size, as those of a weight.
             factor = (values.numel() / self.scale.numel() * self.numerics.limit) ** -0.5
             learned = _ScaleGradient.apply(scale, factor)  # type: ignore[no-untyped-call]
+            # A step may not carry a scale to zero or below.
             scale = learned.clamp_min(MIN_SCALE).expand(values.shape)
         return fake_quantize(values, scale, self.numerics.limit)
 
     def integers(self, values: Tensor) -> Tensor:
-        """Return clip(round(values / scale)); only for a frozen scale."""
+        """Return clip(round(values / scale)) of any shape; only for a frozen scale."""
         return quantize(values, self.broadcast(values), self.numerics.limit)
 
     def broadcast(self, values: Tensor) -> Tensor:
@@ -175,6 +209,11 @@ class FakeQuantizer(nn.Module):
     def freeze(self, name: str, weight: Tensor | None = None) -> None:
         """Fix the scale: from what was observed, or from the weight itself, or as learned.
 
+        Parameters
+        ----------
+        name : of the layer, for errors.
+        weight : the effective weight, if the quantizer is a weight's.
+
         Raises
         ------
         TrainingError
@@ -185,6 +224,7 @@ class FakeQuantizer(nn.Module):
         elif self.mode == "observe":
             threshold = self._threshold(weight)
             if threshold is None:
+                # Nothing came by: there is no telling how large such values are.
                 self.mode = "float"
                 return
             if not torch.isfinite(threshold).all():
@@ -219,6 +259,7 @@ class FakeQuantizer(nn.Module):
         return self.observer.threshold
 
     def _hold(self, *, learned: bool) -> None:
+        # A name is a buffer or a parameter, never both: torch wants the old one gone first.
         value = self.scale.detach().clone()
         del self.scale
         if learned:
@@ -242,6 +283,16 @@ class FakeQuantizer(nn.Module):
 
 
 def integers_of(weight: Tensor, quantizer: FakeQuantizer) -> Tensor:
-    """Return the integers of a weight under its frozen scale, float32, without gradient."""
+    """Return the integers of a weight under its frozen scale, without gradient.
+
+    Parameters
+    ----------
+    weight : in the shape that the quantizer was made for.
+    quantizer : the weight's own.
+
+    Returns
+    -------
+    Integers in [−Q, Q] as float32, in the shape of the weight.
+    """
     with torch.no_grad():
         return to_integers(weight, quantizer.broadcast(weight), quantizer.numerics.limit)

@@ -19,7 +19,6 @@ from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.numerics import LayerNumerics, to_integers
 from adalora_qat.quantize.operators import (
     BIAS_LIMIT,
-    Kind,
     Operator,
     integer_forward,
     is_adapted,
@@ -179,18 +178,6 @@ class FakeQuantLayer(nn.Module):
         input_quantizer.scale.clamp_(min=float(needed))
 
 
-class FakeQuantLinear(FakeQuantLayer):
-    """A linear layer, adapted or not."""
-
-
-class FakeQuantConv2d(FakeQuantLayer):
-    """A convolution."""
-
-
-class FakeQuantConvTranspose2d(FakeQuantLayer):
-    """A transposed convolution."""
-
-
 class FakeQuantEmbedding(FakeQuantLayer):
     """An embedding; SAM's prompt encoder and mask decoder also read its ``weight`` itself."""
 
@@ -217,21 +204,39 @@ class FakeQuantParameter(FakeQuantizer):
         )
 
 
-FAKE_QUANT: dict[Kind, type[FakeQuantLayer]] = {
-    "linear": FakeQuantLinear,
-    "conv": FakeQuantConv2d,
-    "conv_transpose": FakeQuantConvTranspose2d,
-    "embedding": FakeQuantEmbedding,
-}
+def wrap(name: str, layer: nn.Module, numerics: LayerNumerics) -> FakeQuantLayer:
+    """Return a float layer of any quantizable kind in its fake-quantized form."""
+    kind = FakeQuantEmbedding if isinstance(layer, nn.Embedding) else FakeQuantLayer
+    return kind(name, layer, numerics)
 
 
 def low_rank(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return what a branch of left (out, R) and right (R, in) adds for x (…, in)."""
+    """Return what a low-rank branch adds to a layer's output, (x Qᵀ) Lᵀ.
+
+    Parameters
+    ----------
+    x : (…, in).
+    left, right : L (out, R) and Q (R, in).
+
+    Returns
+    -------
+    (…, out).
+    """
     return F.linear(F.linear(x, right), left)
 
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Return a bias as integers of scale s_x·s_w, saturated at ±(2³¹ − 128), float32."""
+    """Return a bias as integers, to be added to the sum of integer products.
+
+    Parameters
+    ----------
+    bias : (out,) float32.
+    scale : s_x·s_w, () or (out,).
+
+    Returns
+    -------
+    (out,) integer-valued float32, saturated at ±(2³¹ − 128).
+    """
     return to_integers(bias, scale, BIAS_LIMIT)
 
 

@@ -38,13 +38,13 @@ class Observer(nn.Module):
         self.batches = 0
 
     def forward(self, values: Tensor) -> None:
-        """Take in one batch of any shape; an empty one is ignored."""
+        """Take in one batch of values of any shape; an empty one is ignored."""
         if values.numel():
             self.update(values.detach().to(torch.float32))
             self.batches += 1
 
     def update(self, values: Tensor) -> None:
-        """Take in one batch, not empty, float32."""
+        """Take in one batch of any shape, not empty, float32."""
         raise NotImplementedError
 
 
@@ -128,9 +128,18 @@ def observer_for(numerics: Numerics) -> Observer:
 
 
 def weight_threshold(weight: Tensor, numerics: Numerics, channel_axis: int) -> Tensor:
-    """Return the threshold of each scale of a weight: (), (C,) or (C, G).
+    """Return the threshold of each scale of a weight.
 
-    A weight has one batch, so ``ema`` is ``minmax``.
+    Parameters
+    ----------
+    weight : any shape.
+    numerics : says which values share a scale, and by which observer it is chosen.
+    channel_axis : the axis of the output channels.
+
+    Returns
+    -------
+    () per tensor, (C,) per channel, (C, G) per group; float32. A weight is one batch, so
+    ``ema`` is ``minmax``.
     """
     rows = as_rows(weight.detach().to(torch.float32), numerics, channel_axis).abs()
     if numerics.observer == "percentile":

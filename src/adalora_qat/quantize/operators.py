@@ -56,7 +56,14 @@ class Operator:
         return 1 if self.kind == "conv_transpose" else 0
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Apply the layer; an embedding takes indices and no bias."""
+        """Apply the layer.
+
+        Parameters
+        ----------
+        x : the input, (…, in) or (B, C, H, W); for an embedding, indices of any shape.
+        weight : in the shape of the float layer's own.
+        bias : (out,) or None; an embedding has none.
+        """
         if self.kind == "linear":
             return F.linear(x, weight, bias)
         if self.kind == "embedding":
@@ -164,6 +171,18 @@ def integer_forward(
 
     y = (Σ q_x q_w + q_b) · (s_x s_w), the sum exact while it stays below 2²⁴. The fake-quantized
     and the integer form of a layer both call this with equal tensors, so they agree bit for bit.
+
+    Parameters
+    ----------
+    operator : the layer's kind and geometry.
+    x, weight, bias : q_x, q_w and q_b, integer-valued floats in the shapes that the operator
+        takes; the bias may be None.
+    input_scale : s_x, ().
+    weight_scale : s_w, () or (C,).
+
+    Returns
+    -------
+    The layer's output in the dtype in which the sum came out.
     """
     accumulated = operator(x, weight, bias)
     scale = operator.per_output(input_scale * weight_scale)
@@ -173,7 +192,7 @@ def integer_forward(
 
 
 def sums_in_half(x: Tensor) -> bool:
-    """Return whether products of ``x`` come out as float16, which sums of integers overflow."""
+    """Return whether products of ``x`` come out as float16, in which sums of integers overflow."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) == torch.float16

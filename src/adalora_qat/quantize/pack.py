@@ -25,9 +25,9 @@ from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.files import atomic_write
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.convert import (
-    QUANTIZED,
     DequantizedParameter,
     QuantizedLayer,
+    integer_class,
     integer_layers,
     store_parameter,
 )
@@ -178,7 +178,21 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_int4(integers: Tensor) -> Tensor:
-    """Pack int8 values in [−8, 7], any shape, into uint8 (ceil(n / 2),); low nibble first."""
+    """Pack 4-bit integers two to a byte, the first one in the low nibble.
+
+    Parameters
+    ----------
+    integers : int8 in [−8, 7], any shape; n of them.
+
+    Returns
+    -------
+    (⌈n / 2⌉,) uint8.
+
+    Raises
+    ------
+    ValueError
+        If one does not fit into 4 bits.
+    """
     flat = integers.reshape(-1)
     if flat.numel() and not bool(((flat >= -8) & (flat <= 7)).all()):
         raise ValueError("4-bit integers lie in [-8, 7]")
@@ -188,7 +202,17 @@ def pack_int4(integers: Tensor) -> Tensor:
 
 
 def unpack_int4(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the int8 values of ``shape`` that ``pack_int4`` packed."""
+    """Return the integers that ``pack_int4`` packed.
+
+    Parameters
+    ----------
+    packed : (⌈n / 2⌉,) uint8.
+    shape : of the n integers.
+
+    Returns
+    -------
+    int8 in [−8, 7], of that shape.
+    """
     nibbles = torch.stack([packed & 0xF, packed >> 4], dim=-1).reshape(-1).to(torch.int8)
     signed = torch.where(nibbles > 7, nibbles - 16, nibbles)
     return signed[: torch.Size(shape).numel()].reshape(shape)
@@ -276,7 +300,7 @@ def _empty_layer(
             f"{operator.kind} of {shape} in the model (or has another stride or padding); "
             "build the variant that was packed"
         )
-    empty = QUANTIZED[layer.kind](
+    empty = integer_class(layer.kind)(
         layer.name,
         operator,
         layer.numerics,

@@ -85,11 +85,11 @@ class Policy(BaseModel):
             If a row that is not optional matches nothing in the model: a typo would
             otherwise leave a layer in another precision than the one asked for.
         """
-        found = list(quantizable(model))
+        layers = list(quantizable(model))
         unused = [
             row.match
             for row in self.rows
-            if not row.optional and not any(row.matches(name, kind) for name, kind in found)
+            if not row.optional and not any(row.matches(name, kind) for name, kind in layers)
         ]
         if unused:
             raise ConfigError(
@@ -97,7 +97,7 @@ class Policy(BaseModel):
                 f"{type(model).__name__}; correct the pattern or mark the row optional"
             )
         assigned = {}
-        for name, kind in found:
+        for name, kind in layers:
             row = next((row for row in self.rows if row.matches(name, kind)), None)
             if kind != "parameter" or (row is not None and row.weight is not None):
                 assigned[name] = row.numerics() if row is not None else LayerNumerics()

@@ -14,9 +14,8 @@ from torch.nn.utils import parametrize
 from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import ConfigError
 from adalora_qat.quantize.fake_quant import FakeQuantizer
-from adalora_qat.quantize.layers import FAKE_QUANT, FakeQuantLayer, FakeQuantParameter
+from adalora_qat.quantize.layers import FakeQuantLayer, FakeQuantParameter, wrap
 from adalora_qat.quantize.numerics import LayerNumerics
-from adalora_qat.quantize.operators import kind_of
 from adalora_qat.quantize.policy import Policy
 
 
@@ -47,9 +46,7 @@ def prepare(
         if numerics.weight is None:
             continue
         if name in layers:
-            kind = kind_of(layers[name])
-            if kind is not None:
-                wrappers[layers[name]] = FAKE_QUANT[kind](name, layers[name], numerics)
+            wrappers[layers[name]] = wrap(name, layers[name], numerics)
         else:
             _wrap_parameter(model, name, numerics)
     replace_modules(model, dict(wrappers))

@@ -1,7 +1,8 @@
 """Teaching an exported model its own limits: threshold, confidence, input check, plausibility.
 
-Everything is fitted with the exported file in ONNX Runtime, as it will be used; the limits come
-from the validation images, which nothing was trained on.
+Everything is fitted with the exported file in ONNX Runtime, as it will be used. The limits come
+from the validation images: no weight of the run was fitted on them, but a recipe with ``patience``
+chooses its epoch by them, and the published weights that it began with may have seen them.
 """
 
 from __future__ import annotations
@@ -11,43 +12,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
+from adalora_qat.evaluate.boxes import BoxPrompt
 from adalora_qat.evaluate.mask_files import load_truth
-from adalora_qat.evaluate.prompts import BoxPrompt
 from adalora_qat.evaluate.robustness import DEGRADATIONS
 from adalora_qat.imaging.automatic_prompt import two_passes
-from adalora_qat.imaging.geometry import load_image, logits_to_original
+from adalora_qat.imaging.geometry import load_image, logits_to_original, whole_box
 from adalora_qat.progress import Progress
 from adalora_qat.release.fit_input_check import fit_input_check
 from adalora_qat.release.views import upright_views, views
 from adalora_qat.runtime.assurance import Assurance
-from adalora_qat.runtime.confidence import fit_calibration
+from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.input_check import UPRIGHT, Real, pooled
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.runtime.plausibility import Plausibility, agreement, balance
-from adalora_qat.runtime.runtime import OnnxPredictor
 
 Mask = NDArray[np.bool_]
 Views = Callable[[NDArray[Any], np.random.Generator], Iterator[tuple[str, NDArray[Any]]]]
 
 # Candidates for the cut of the logits; 0 is what training cuts at.
 THRESHOLDS = np.arange(-10, 11) / 10
-# Spoilt validation images, so that the table of confidence knows poor masks too.
-_SPOILT = {
+# Degradation → strengths, for validation images whose masks come out poor.
+_DEGRADED = {
     "noise": (0.1, 0.2),
     "blur": (4, 8),
     "contrast": (0.1, 0.25, 4),
     "jpeg": (10, 5),
     "resolution": (8, 16),
 }
-# One spoilt view an image, two masks beside four of the image as it is: a table that knows more
-# poor masks than use has would be too modest on good ones.
-_SPOILT_VIEWS = 1
+# One degraded view an image gives two masks beside four of the image as it is. With a larger
+# share of poor masks than there is in use, the table would expect too little of good ones.
+_DEGRADED_VIEWS = 1
 # Boxes that are off, in shares of the image's longer side.
 _JITTERS = (0.02, 0.08)
-# What the worst thousandth of the training masks is stretched by, before it is called odd.
+# As many steps of the table of confidence as it takes to follow a curve, each of enough masks to
+# mean something.
+_BINS = 16
+_FEWEST = 20
+# How far beyond the worst thousandth of the training masks a mask must lie to be warned of.
 _SLACK = 1.5
 
 
@@ -67,13 +73,23 @@ def fit_threshold(
 ) -> tuple[float, dict[float, float]]:
     """Return the cut of the logits with the best mean Dice, and the mean Dice at each.
 
-    The prompt is the automatic one. Of equals the one nearest 0 is taken.
+    Parameters
+    ----------
+    predictor : the exported file.
+    records : validation images, each with a mask of the target.
+    target : the mask's kind.
+    progress : is told of each image.
+
+    Returns
+    -------
+    The best of ``THRESHOLDS``, of equals the one nearest 0, and cut → mean Dice. The prompt is
+    the automatic one.
     """
     dice = np.zeros((len(records), len(THRESHOLDS)))
     for row, (_, image, truth) in enumerate(_cases(records, target, progress, "threshold")):
         ask = predictor.prompted(image)
-        _, answer = two_passes(ask, truth.shape)
-        logits = logits_to_original(answer.logits[0], ask.frame_map)
+        _, second = two_passes(ask, truth.shape)
+        logits = logits_to_original(second.logits[0], ask.frame_map)
         for column, threshold in enumerate(THRESHOLDS):
             mask = logits > threshold
             both = int(mask.sum()) + int(truth.sum())
@@ -95,8 +111,12 @@ def fit_assurance(
 
     Parameters
     ----------
+    predictor : the exported file.
     train : images of the input check and masks of the plausibility.
     validation : sets every limit, and the table of confidence.
+    target : the mask's kind.
+    seed : of views, boxes and degradations.
+    progress : is told of each image.
 
     Raises
     ------
@@ -115,6 +135,38 @@ def fit_assurance(
     return Assurance(confidence, check, _plausibility(train, target, limits, expected))
 
 
+def fit_calibration(predicted: ArrayLike, true: ArrayLike) -> Calibration:
+    """Fit a table of expected IoU by isotonic regression on validation masks.
+
+    Masks are first put in up to 16 groups of equal size by their predicted IoU, so that one
+    odd mask makes no step; the groups' means are then made monotone (Barlow et al.,
+    "Statistical Inference under Order Restrictions", 1972).
+
+    Parameters
+    ----------
+    predicted, true : (n,) the model's own estimate and the IoU with the truth, of n masks.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 20 masks, or values are not finite.
+    """
+    x, y = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < _FEWEST:
+        raise DataError(f"{x.size} masks are too few to calibrate with; give at least {_FEWEST}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise DataError("a predicted or true IoU is not finite")
+    order = np.argsort(x, kind="stable")
+    groups = np.array_split(order, min(_BINS, len(x) // 10))
+    means = np.array([[x[group].mean(), y[group].mean()] for group in groups])
+    # Groups of one and the same prediction become one knot.
+    knots, first = np.unique(means[:, 0], return_index=True)
+    weights = np.add.reduceat([float(len(group)) for group in groups], first)
+    totals = np.add.reduceat([y[group].sum() for group in groups], first)
+    fitted = isotonic_regression(totals / weights, weights=weights).x
+    return Calibration(tuple(knots.tolist()), tuple(fitted.tolist()), len(x))
+
+
 def _confidences(
     predictor: OnnxPredictor,
     records: Sequence[Record],
@@ -122,22 +174,26 @@ def _confidences(
     seed: int,
     progress: Progress | None,
 ) -> tuple[list[float], list[float], _Limits]:
-    """Return predicted and true IoUs of good and spoilt cases, and what good ones look like."""
+    """Return predicted and true IoUs of masks, and what masks of undegraded images look like.
+
+    The masks: both passes of the automatic prompt, boxes that are off, and both passes on a
+    degraded image.
+    """
     predicted: list[float] = []
     true: list[float] = []
     limits = _Limits([], [])
     for index, (record, image, truth) in enumerate(_cases(records, target, progress, "confidence")):
         rng = np.random.default_rng([seed, index])
         ask = predictor.prompted(image)
-        first, answer = two_passes(ask, truth.shape)
-        limits.agreements.append(agreement(first.masks[0], answer.masks[0]))
-        limits.scores.append(float(answer.scores[0]))
-        pairs = [(first, truth), (answer, truth)]
+        first, second = two_passes(ask, truth.shape)
+        limits.agreements.append(agreement(first.masks[0], second.masks[0]))
+        limits.scores.append(float(second.scores[0]))
+        pairs = [(first, truth), (second, truth)]
         pairs += [(ask(box[None]), truth) for box in _boxes(truth, record.id, rng)]
-        for kind in rng.choice(list(_SPOILT), _SPOILT_VIEWS, replace=False):
-            change = DEGRADATIONS[kind].at(float(rng.choice(_SPOILT[kind])))
-            spoilt = predictor.prompted(change.image(image, rng))
-            pairs += [(one, truth) for one in two_passes(spoilt, truth.shape)]
+        for kind in rng.choice(list(_DEGRADED), _DEGRADED_VIEWS, replace=False):
+            change = DEGRADATIONS[kind].at(float(rng.choice(_DEGRADED[kind])))
+            degraded = predictor.prompted(change.image(image, rng))
+            pairs += [(one, truth) for one in two_passes(degraded, truth.shape)]
         predicted += [float(one.scores[0]) for one, _ in pairs]
         true += [agreement(one.masks[0], mask) for one, mask in pairs]
     return predicted, true, limits
@@ -173,7 +229,7 @@ def _features(
             if view.min() == view.max():
                 continue
             ask = predictor.prompted(view)
-            ask(None)
+            ask(whole_box(*view.shape[:2])[None])
             if ask.embeddings is None:
                 raise DataError(f"{predictor.path} gives no embeddings; export it again")
             rows.append(pooled(ask.embeddings, ask.frame_map))

@@ -22,8 +22,9 @@ _RIDGE = 0.01
 _COMPONENTS = 24
 # Of held-out upright radiographs, one in 200 may be warned of for each reason.
 QUANTILE = 0.995
-# The limit of distance is this much wider: hospitals differ more than images of one do. Films
-# of other sources lay below it, photographs and turned films above, when it was chosen.
+# The limit of distance is this much wider: hospitals differ more than images of one do. When it
+# was chosen, radiographs of other sources were looked at and lay below it, photographs and turned
+# radiographs above: how often such images are warned of is no independent result.
 _OTHER_HOSPITALS = 1.5
 
 
@@ -84,8 +85,8 @@ def _classifier(features: Real, labels: NDArray[Any], count: int) -> tuple[Real,
         slope[:, :-1] += _RIDGE / width * table[:, :-1]
         return value + 0.5 * _RIDGE / width * float((table[:, :-1] ** 2).sum()), slope.ravel()
 
-    found = minimize(loss, np.zeros(count * (width + 1)), jac=True, method="L-BFGS-B")
-    table = found.x.reshape(count, width + 1)
+    optimum = minimize(loss, np.zeros(count * (width + 1)), jac=True, method="L-BFGS-B")
+    table = optimum.x.reshape(count, width + 1)
     return (table[:, :-1] / np.sqrt(width)).astype(np.float32), table[:, -1].astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""From a trained run to the folder of the model that ships: file, card, golden answer, sums.
+"""From a trained run to the folder of the model that ships: file, card, golden mask, sums.
 
 The folder is written beside the old one and put in its place at the end, so that there is
 always one whole model or none.
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
-from onnx import helper
 
 from adalora_qat.checkpoint import RunFolder
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
 from adalora_qat.evaluate.calibration import expected_calibration_error
 from adalora_qat.evaluate.cases import evaluate_cases
+from adalora_qat.export.onnx import write_model
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import atomic_write, sha256_file, write_text
 from adalora_qat.phantom.phantom import phantom
@@ -30,8 +30,8 @@ from adalora_qat.progress import Progress
 from adalora_qat.release.assure import fit_assurance, fit_threshold
 from adalora_qat.release.ship_card import ship_card
 from adalora_qat.runtime.assurance import Assurance
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.runtime.shipped import CARD, GOLDEN, MODEL, SUMS, check_golden
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.packaged import CARD, GOLDEN, MODEL, SUMS, check_golden
 
 # The repository and every install carry the file.
 MOST_BYTES = 11_000_000
@@ -72,9 +72,12 @@ def ship(
 
     Parameters
     ----------
+    run : a finished run.
+    stage : ``stage1``, ``ptq`` or ``stage2``.
     records : ``train``, ``val`` and ``test``, each with masks of the run's target.
     folder : replaced as a whole.
     images : training images whose views the input check is fitted on.
+    progress : is told of each image.
 
     Raises
     ------
@@ -117,9 +120,8 @@ def finish(file: Path, threshold: float | None, assurance: Assurance | None) -> 
     if assurance is not None:
         metadata = replace(metadata, assurance=assurance.to_json())
     model = onnx.load(file)
-    helper.set_model_props(model, metadata.to_props())
     with atomic_write(file) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+        write_model(model, temporary, metadata)
 
 
 def _assure(
@@ -164,7 +166,7 @@ def _rows(mode: str, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _write_golden(predictor: OnnxPredictor, path: Path) -> None:
-    """Keep the answer to a phantom: no radiograph leaves the machine it is on."""
+    """Keep the mask of a phantom, which is nobody's radiograph."""
     made = phantom(7, side=256)
     box = np.array([20, 20, 236, 236], dtype=np.float64)
     mask = predictor.predict(made.image, box[None]).masks[0]

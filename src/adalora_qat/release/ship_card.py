@@ -11,7 +11,8 @@ from typing import Any
 import adalora_qat
 from adalora_qat.checkpoint import RunFolder, provenance
 from adalora_qat.corpus.records import Record
-from adalora_qat.runtime.runtime import OnnxPredictor
+from adalora_qat.release.fit_input_check import QUANTILE
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 
 def ship_card(
@@ -23,10 +24,17 @@ def ship_card(
     rows: Sequence[Mapping[str, Any]],
     calibration_error: float,
 ) -> str:
-    """Return the card as Markdown."""
-    # Here, as the fit needs SciPy and the card is written where it was done.
-    from adalora_qat.release.fit_input_check import QUANTILE
+    """Return the card as Markdown.
 
+    Parameters
+    ----------
+    run, stage : what was exported.
+    predictor : the finished file.
+    size_bytes : of the file.
+    records : split → records.
+    rows : what ``ship`` measured on the test images: box, source, n, mean, deviation, lowest.
+    calibration_error : expected calibration error of the confidence on the test images.
+    """
     metadata, confidence = predictor.metadata, predictor.assurance.confidence
     parity = metadata.parity
     card = resources.files("adalora_qat").joinpath("release", "ship_card.md").read_text("utf-8")

@@ -21,7 +21,7 @@ from adalora_qat.runtime.input_check import UPRIGHT
 Grey = NDArray[np.uint8]
 View = Callable[[Grey, np.random.Generator], Grey]
 
-# Degradation → strengths that leave a film readable.
+# Degradation → strengths that leave a radiograph readable.
 _MILD = {
     "noise": (0.02, 0.05),
     "blur": (1, 2),
@@ -34,16 +34,28 @@ _UPRIGHT_VIEWS = 3
 
 
 def views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[tuple[str, Grey]]:
-    """Yield (class, picture): upright views, and one of each other class."""
+    """Yield (class, picture): upright views, and one of each other class.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3), any real dtype.
+    rng : draws every choice.
+    """
     grey = to_grey_uint8(image)
     yield from ((UPRIGHT, view) for view in upright_views(grey, rng))
-    for name, view in _SPOILT.items():
+    for name, view in _WRONG.items():
         # What was turned is as often a poor picture as what was not.
         yield name, view(mild(grey, rng) if rng.random() < 0.5 else grey, rng)
 
 
 def upright_views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[Grey]:
-    """Yield the image itself and mild views of it."""
+    """Yield the image itself, (H, W) uint8, and mild views of it.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3), any real dtype.
+    rng : draws every choice.
+    """
     grey = to_grey_uint8(image)
     yield grey
     for _ in range(_UPRIGHT_VIEWS - 1):
@@ -51,7 +63,17 @@ def upright_views(image: NDArray[Any], rng: np.random.Generator) -> Iterator[Gre
 
 
 def mild(grey: Grey, rng: np.random.Generator) -> Grey:
-    """Reframe, change the tones, and degrade in one way."""
+    """Reframe, change the tones, and degrade in one way.
+
+    Parameters
+    ----------
+    grey : (H, W) uint8.
+    rng : draws every choice.
+
+    Returns
+    -------
+    uint8, of a size within an eighth of the given one on each edge.
+    """
     kind = str(rng.choice(list(_MILD)))
     strength = float(rng.choice(_MILD[kind]))
     changed = DEGRADATIONS[kind].at(strength).image(_reframed(grey, rng), rng)
@@ -134,7 +156,7 @@ def _drawing(grey: Grey, rng: np.random.Generator) -> Grey:
     return np.asarray(picture)
 
 
-_SPOILT: Mapping[str, View] = {
+_WRONG: Mapping[str, View] = {
     "turned_left": _turned(1),
     "upside_down": _turned(2),
     "turned_right": _turned(3),

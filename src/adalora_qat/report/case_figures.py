@@ -185,6 +185,10 @@ def agreement(
     """Draw a Bland–Altman plot of a measured quantity ("Lung area (cm²)").
 
     The shaded bands are 95 % confidence intervals of the bias and of both limits.
+
+    Parameters
+    ----------
+    truth, prediction : (N,), one value a case, in the unit that ``quantity`` names.
     """
     found = bland_altman(np.asarray(truth, float), np.asarray(prediction, float))
     if not found.n:

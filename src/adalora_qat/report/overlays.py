@@ -23,13 +23,19 @@ def stored_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask at (width, height): a pixel is in if half of what it covers is."""
+    """Return a mask, (H, W) bool, at (width, height): pixels are in if half they cover is."""
     picture = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     return np.asarray(picture) >= 0.5
 
 
 def grey_jpeg(image: NDArray[np.generic], size: tuple[int, int]) -> bytes:
-    """Return a grey image as JPEG of ``size`` (width, height), windowed for viewing."""
+    """Return a grey image as JPEG, windowed for viewing from its 0.5th to its 99.5th percentile.
+
+    Parameters
+    ----------
+    image : (H, W) of any real type and range.
+    size : (width, height) of the picture.
+    """
     values = image.astype(np.float32)
     low, high = np.percentile(values, [0.5, 99.5])
     shown = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1) * 255
@@ -40,7 +46,13 @@ def grey_jpeg(image: NDArray[np.generic], size: tuple[int, int]) -> bytes:
 
 
 def mask_png(mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> bytes:
-    """Return a mask as a palette PNG: a clear inside and an opaque edge three pixels wide."""
+    """Return a mask as a palette PNG: a clear inside and an opaque edge three pixels wide.
+
+    Parameters
+    ----------
+    mask : (H, W) bool.
+    colour : red, green, blue, 0 to 255.
+    """
     inside = ndimage.binary_erosion(mask, iterations=3, border_value=0)
     index = mask.astype(np.uint8) + (mask & ~inside)
     return _palette_png(index, [colour, colour, colour], [0, FILL_ALPHA, EDGE_ALPHA])
@@ -57,6 +69,12 @@ def difference_png(
 
     Computed at the original size and grown after shrinking, so that a difference of one
     pixel can still be seen; the count beside the picture is exact.
+
+    Parameters
+    ----------
+    first, second : (H, W) bool.
+    size : (width, height) of the picture.
+    first_colour, second_colour : red, green, blue, 0 to 255.
     """
     index = np.zeros((size[1], size[0]), np.uint8)
     for value, only in ((1, first & ~second), (2, second & ~first)):

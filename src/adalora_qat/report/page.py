@@ -196,8 +196,18 @@ class ReportContent:
 
 
 def drawn(slug: str, title: str, look_for: str, alt: str, drawing: Drawing) -> Figure:
-    """Make a report figure from a matplotlib figure, as SVG that follows the page's theme."""
+    """Make a report figure from a matplotlib figure, as SVG that follows the page's theme.
+
+    Parameters
+    ----------
+    slug, title, look_for, alt : as of ``Figure``.
+    """
     return Figure(slug, title, look_for, alt, inline_svg(drawing, slug, alt))
+
+
+def anchor(text: str) -> str:
+    """Return a name fit for files and anchors, ``[a-z0-9-]``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "model"
 
 
 def write_report(content: ReportContent, path: Path) -> None:
@@ -242,7 +252,7 @@ def render(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        kind=_kind, anchor=_anchor, uri=_uri, svg=Markup, metric=metric_label, score=_score
+        kind=_kind, anchor=anchor, uri=_uri, svg=Markup, metric=metric_label, score=_score
     )
     environment.globals.update(
         csv_uri=_csv_uri, cell=_cell, sort_key=_sort_key, gallery_view=_gallery_view
@@ -261,7 +271,7 @@ def case_table(gallery: Gallery, metrics: Sequence[str], slug: str = "per-case")
     ]
     rows: list[tuple[Value, ...]] = []
     for case in gallery.cases:
-        values: list[Value] = [Link(case.id, f"#{_anchor(gallery.slug + ' ' + case.id)}")]
+        values: list[Value] = [Link(case.id, f"#{anchor(gallery.slug + ' ' + case.id)}")]
         values += [case.facts.get(name) for name in _fact_names(gallery)]
         values += [
             case.metrics.get(model, {}).get(metric)
@@ -282,10 +292,6 @@ def _fact_names(gallery: Gallery) -> list[str]:
 
 def _kind(block: Block) -> str:
     return "Prose" if isinstance(block, str) else type(block).__name__
-
-
-def _anchor(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _uri(data: bytes, media: str) -> str:
@@ -369,7 +375,7 @@ def _case_view(gallery: Gallery, case: Case) -> dict[str, Any]:
     scores = [case.metrics.get(model, {}).get(gallery.metric) for model in gallery.models]
     return {
         "case": case,
-        "anchor": _anchor(f"{gallery.slug} {case.id}"),
+        "anchor": anchor(f"{gallery.slug} {case.id}"),
         "image": _uri(grey_jpeg(case.image, size), "image/jpeg"),
         "layers": layers,
         "width": size[0],

@@ -7,12 +7,12 @@ to be met to a digit, always set apart (``tables.Column.faint``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from adalora_qat.config import BaselinesConfig, RunConfig
 from adalora_qat.report.tables import Spread
 
 ATTRIBUTION: Final = (
@@ -132,30 +132,61 @@ ABLATIONS: Final[Mapping[str, PublishedAblation]] = MappingProxyType(
 
 WEIGHT_ERROR_MEAN: Final = 2.7e-5
 WEIGHT_ERROR_SD: Final = 7.8e-3
-COMPRESSION: Final = 2.24
 """Sec. 3.1: the whole model's; linears alone, by our count."""
 
-# Most specific first: "decoder-only QAT" is not decoder fine-tuning.
-_PATTERNS: Final = (
-    ("nnunet", r"nn\W*u\W*net"),
-    ("deeplabv3plus", r"deep\W*lab"),
-    ("segformer", r"segformer"),
-    ("dqat", r"\bd\W*qat|decoder\W*(only\W*)?qat"),
-    ("lora", r"enc(oder)?\W*(only)?\W*lora|lora\W*r8\W*enc"),
-    ("fullqat", r"full\W*qat|stage\W*2|\bqat\b|int8"),
-    ("decoder", r"decoder"),
-    ("adalora", r"ada\W*lora|stage\W*1"),
-)
+SAME_SHAPE: Final = frozenset({"sam-vit-base", "medsam"})
+"""The paper's model, and the one that shares its architecture: parameters compare with these."""
 
 
-def published_key(name: str) -> str | None:
-    """Return which published model a model of ours answers to, by its name; None if none.
+def published_row(config: RunConfig, stage: str) -> str | None:
+    """Return which of the paper's rows a stage of a run answers to, by how it is trained.
 
-    A guess from words in the name ("decoder", "Full QAT", "nnU-Net"); callers that know
-    better say so in ``comparison_tables.ModelFacts.paper``.
+    The backbone may be another one: the figures are quoted, and set apart, all the same.
+
+    Parameters
+    ----------
+    stage : ``stage1``, ``ptq`` or ``stage2``.
+
+    Returns
+    -------
+    A key of ``MODELS`` or ``ABLATIONS``. None for what the paper does not list: pretrained
+    weights, quantization without training, other policies, ranks and ways of pruning.
     """
-    text = name.lower().replace("_", " ")
-    for key, pattern in _PATTERNS:
-        if re.search(pattern, text):
-            return key
+    if config.baselines is not None:
+        return baseline_row(config.baselines) if config.stage1.epochs else None
+    first = _first_stage_row(config)
+    if stage == "stage1":
+        return first
+    if stage == "stage2" and first == "adalora" and config.stage2.epochs:
+        return {"decoder": "dqat", "full": "fullqat"}.get(config.quantize.policy)
     return None
+
+
+def baseline_row(config: BaselinesConfig) -> str | None:
+    """Return the row of a trained baseline; the paper's look at the whole image."""
+    listed = config.architecture in MODELS and config.input == "image"
+    return config.architecture if listed else None
+
+
+def recipe_row(config: RunConfig) -> str | None:
+    """Return the paper's row that a recipe repeats from its first stage to its last."""
+    adapted = _first_stage_row(config) == "adalora"
+    quantized = adapted and config.quantize.policy != "none"
+    return published_row(config, "stage2" if quantized else "stage1")
+
+
+def _first_stage_row(config: RunConfig) -> str | None:
+    encoder, decoder, adapt = config.stage1.encoder, config.stage1.decoder, config.adapt
+    if not config.stage1.epochs:
+        return None
+    if (encoder, decoder) == ("frozen", "full"):
+        return "decoder"
+    if encoder != "adapters":
+        return None
+    if adapt.method == "lora":
+        return "lora" if (adapt.rank, decoder) == (8, "frozen") else None
+    # The paper prunes by its own importance, in several events.
+    pruned = (
+        adapt.importance == "paper" and adapt.allocation == "events" and len(adapt.schedule) > 1
+    )
+    return "adalora" if pruned and decoder == "full" else None

@@ -29,7 +29,6 @@ GREEN: Final = "#009E73"
 VERMILION: Final = "#D55E00"
 PURPLE: Final = "#CC79A7"
 SKY: Final = "#56B4E9"
-YELLOW: Final = "#F0E442"
 SERIES: Final = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 DASHES: Final = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))

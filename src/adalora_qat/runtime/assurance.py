@@ -1,4 +1,4 @@
-"""What a shipped model knows of its own limits, read from its file and asked of each answer."""
+"""What a model knows of its own limits, read from its file and asked of each prediction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adalora_qat.errors import CheckpointError
 from adalora_qat.imaging.geometry import FrameMap
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.confidence import Calibration
-from adalora_qat.runtime.input_check import Finding, InputCheck, Real
+from adalora_qat.runtime.input_check import Caution, InputCheck, Real
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.plausibility import LOW, Plausibility
 
@@ -51,25 +51,25 @@ class Assurance:
         self,
         embeddings: Real | None,
         frame_map: FrameMap,
-        answer: Prediction,
+        prediction: Prediction,
         first: Prediction | None = None,
-    ) -> list[Finding]:
-        """Return what is odd about an image and its answer, the image first.
+    ) -> list[Caution]:
+        """Return what is odd about an image and its masks, the image first.
 
         Parameters
         ----------
-        embeddings : (E², D) of the image.
+        embeddings : (E², D) of the image; None where the model's file does not give them.
         first : the first pass of the automatic prompt; None where boxes were given. Then a
             mask need not be that of a whole pair of lungs.
         """
-        found: list[Finding] = []
+        found: list[Caution] = []
         if self.input_check is not None and embeddings is not None:
             found += self.input_check.look(embeddings, frame_map)
         if self.plausibility is not None and first is not None:
-            score = float(answer.scores[0])
-            found += self.plausibility.look(answer.masks[0], score, first.masks[0])
+            score = float(prediction.scores[0])
+            found += self.plausibility.look(prediction.masks[0], score, first.masks[0])
         elif self.plausibility is not None:
-            score, limit = float(answer.scores.min()), self.plausibility.least_confidence
+            score, limit = float(prediction.scores.min()), self.plausibility.least_confidence
             if score < limit:
-                found.append(Finding(LOW, "the model is not sure of a mask", score, limit))
+                found.append(Caution(LOW, "the model is not sure of a mask", score, limit))
         return found

@@ -1,6 +1,6 @@
 """Is an image like those the model was trained on? Two looks at its embeddings.
 
-A linear classifier tells how a chest was turned or spoilt before it got here; it was fitted on
+A linear classifier tells how a chest was turned or degraded before it got here; it was fitted on
 the training radiographs and on what was done to them: rotated, inverted, cut up, replaced by
 noise and drawings. A distance tells how far an image lies from all training images, whatever
 the reason: the Mahalanobis distance under probabilistic PCA (Tipping and Bishop, 1999).
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.errors import DataError
 from adalora_qat.imaging.geometry import FrameMap
 
 Real = NDArray[np.float32]
@@ -39,8 +40,17 @@ _NEAR = 1.5
 UNLIKE = "unlike_training_data"
 
 
-class Finding(NamedTuple):
-    """Something to warn of: a code, one phrase, and the number behind it with its limit."""
+class Caution(NamedTuple):
+    """Something to warn of in an image or its mask.
+
+    Attributes
+    ----------
+    code : a word for programs: ``rotated``, ``inverted``, ``not_a_chest``,
+        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``.
+    message : one phrase for people.
+    value : the number behind it.
+    limit : what the number was held against.
+    """
 
     code: str
     message: str
@@ -78,7 +88,17 @@ class InputCheck:
     certainty: float
     distance: float
 
-    def look(self, embeddings: Real, frame_map: FrameMap) -> list[Finding]:
+    def __post_init__(self) -> None:
+        arrays = (self.mean, self.scale, self.weights, self.bias, self.axes, self.variances)
+        F, K, C = len(self.mean), len(self.axes), len(CLASSES)
+        if [np.shape(one) for one in arrays] != [(F,), (F,), (C, F), (C,), (K, F), (K,)]:
+            raise DataError("the tables of the input check do not fit each other")
+        numbers = (self.noise, self.certainty, self.distance)
+        finite = all(np.isfinite(one).all() for one in (*arrays, *numbers))
+        if not finite or min(*self.scale, *self.variances, self.noise) <= 0:
+            raise DataError("the input check needs finite values and scales above 0")
+
+    def look(self, embeddings: Real, frame_map: FrameMap) -> list[Caution]:
         """Return what is odd about an image, given its embeddings (E², D)."""
         features = (pooled(embeddings, frame_map) - self.mean) / self.scale
         chances = self.chances(features)
@@ -87,10 +107,10 @@ class InputCheck:
             name = list(CLASSES)[1 + int(chances[1:].argmax())]
             # A photograph falls into some class, too; a chest that was turned is still near.
             code, words = CLASSES[name if distance <= _NEAR * self.distance else "other"]
-            return [Finding(code, words, odd, self.certainty)]
+            return [Caution(code, words, odd, self.certainty)]
         if distance > self.distance:
             words = "is unlike the radiographs that the model was trained on"
-            return [Finding(UNLIKE, words, distance, self.distance)]
+            return [Caution(UNLIKE, words, distance, self.distance)]
         return []
 
     def chances(self, features: Real) -> NDArray[np.float64]:

@@ -6,16 +6,24 @@ embeddings, D width, L low-resolution side, H W original pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.errors import CheckpointError, DataError
-from adalora_qat.imaging.geometry import FrameMap, boxes_to_model, image_to_model
+from adalora_qat.imaging.geometry import (
+    FrameMap,
+    boxes_to_model,
+    check_box,
+    image_to_model,
+    whole_box,
+)
 from adalora_qat.predictor import Prediction
-from adalora_qat.runtime.runtime import checked_boxes, open_session, read_metadata, to_prediction
+from adalora_qat.runtime.assurance import Assurance
+from adalora_qat.runtime.digest import verified_sha256
+from adalora_qat.runtime.onnx_predictor import open_session, read_metadata, to_prediction
 
 # The labels of points, as Segment Anything numbers them.
 OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT, NO_POINT = 0, 1, 2, 3, -1
@@ -23,14 +31,39 @@ OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT, NO_POINT = 0, 1, 2, 3, -1
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as the decoder sees it: embeddings (E², D) and the way back to its pixels."""
+    """An image as the decoder sees it, to be prompted at will.
+
+    Attributes
+    ----------
+    embeddings : (E², D) float32.
+    frame_map : the way back to its own pixels.
+    predictor : whose encoder it went through.
+    """
 
     embeddings: NDArray[np.float32]
     frame_map: FrameMap
+    predictor: InteractivePredictor = field(repr=False)
+
+    def __call__(self, boxes_xyxy_original: NDArray[np.generic]) -> Prediction:
+        """Segment the image given boxes (N, 4), (x0, y0, x1, y1) in pixels of the original.
+
+        Raises
+        ------
+        DataError
+            If a box does not fit the image.
+        """
+        return self.predictor.decode_boxes(self, boxes_xyxy_original)
 
 
 class InteractivePredictor:
     """Segments with an encoder file and a decoder file; safe to share between threads.
+
+    Parameters
+    ----------
+    encoder, decoder : the two files that ``adalora-qat export --split`` wrote.
+    threads : worker threads, None for one per core.
+    name : for tables; the stem of the encoder's file if not given.
+    low_memory : less memory between images, slower.
 
     Raises
     ------
@@ -47,13 +80,16 @@ class InteractivePredictor:
         *,
         low_memory: bool = False,
     ) -> None:
-        self._encoder = open_session(Path(encoder), threads, low_memory=low_memory)
-        self._decoder = open_session(Path(decoder), threads, low_memory=low_memory)
+        self.path, self.decoder_path = Path(encoder), Path(decoder)
+        self._encoder = open_session(self.path, threads, low_memory=low_memory)
+        self._decoder = open_session(self.decoder_path, threads, low_memory=low_memory)
         self.metadata = read_metadata(self._encoder, str(encoder), "encoder")
         other = read_metadata(self._decoder, str(decoder), "decoder")
         if (self.metadata.sources, self.metadata.policy) != (other.sources, other.policy):
             raise CheckpointError(f"{encoder} and {decoder} are not halves of one model")
-        self._name = name or Path(encoder).stem
+        self._name = name or self.path.stem
+        self.sha256, self.decoder_sha256 = map(verified_sha256, (self.path, self.decoder_path))
+        self.assurance = Assurance.of(self.metadata, str(encoder))
 
     @property
     def name(self) -> str:
@@ -70,7 +106,11 @@ class InteractivePredictor:
         """
         pixels, frame_map = image_to_model(image, self.metadata.frame)
         (embeddings,) = self._encoder.run(["embeddings"], {"image": pixels[None]})
-        return EncodedImage(embeddings, frame_map)
+        return EncodedImage(embeddings, frame_map, self)
+
+    def prompted(self, image: NDArray[np.generic]) -> EncodedImage:
+        """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
+        return self.encode(image)
 
     def decode(
         self,
@@ -88,7 +128,7 @@ class InteractivePredictor:
         box : (4,), pixels of the original.
         points : (T, 2), x and y in pixels of the original.
         labels : (T,), 1 for a point in the object, 0 for one outside it.
-        earlier : (L, L) logits of an earlier answer, to be improved on.
+        earlier : (L, L) logits of an earlier prediction, to be improved on.
 
         Raises
         ------
@@ -96,9 +136,10 @@ class InteractivePredictor:
             If there is no prompt, or one does not fit the image.
         """
         frame_map = encoded.frame_map
+        size = (frame_map.height, frame_map.width)
         given, kinds = _points(points, labels, frame_map)
         if box is not None:
-            corners = checked_boxes(np.asarray(box)[None], frame_map).reshape(-1, 2)
+            corners = check_box(np.asarray(box)[None], size).reshape(-1, 2)
             given = np.concatenate([given, corners])
             kinds = np.concatenate([kinds, [TOP_LEFT, BOTTOM_RIGHT]])
         elif len(given):
@@ -109,22 +150,31 @@ class InteractivePredictor:
             raise DataError("no prompt: give a box or points")
         scale = boxes_to_model(np.ones(4), frame_map)[:2]
         logits, iou = self._run(encoded, given * scale, kinds, earlier)
-        shown = box if box is not None else [0, 0, frame_map.width, frame_map.height]
-        threshold = self.metadata.mask_threshold
-        boxes = np.asarray(shown, dtype=np.float64)[None]
-        return to_prediction(logits[0], iou[0], boxes, frame_map, threshold)
+        shown = whole_box(*size) if box is None else np.asarray(box, dtype=np.float64)
+        return self._prediction(logits, iou, shown[None], frame_map)
 
-    def predict(
-        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic] | None
+    def decode_boxes(
+        self, encoded: EncodedImage, boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:
-        """Segment one image given boxes; see ``Predictor.predict``."""
-        encoded = self.encode(image)
-        boxes = checked_boxes(boxes_xyxy_original, encoded.frame_map)
-        model_boxes = boxes_to_model(boxes, encoded.frame_map).astype(np.float32)
+        """Segment one object for each of several boxes (N, 4), in pixels of the original.
+
+        Raises
+        ------
+        DataError
+            If a box does not fit the image.
+        """
+        frame_map = encoded.frame_map
+        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
+        model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
         feeds = {"embeddings": encoded.embeddings, **box_prompt(model_boxes, self._side())}
         logits, iou = self._decoder.run(["logits", "iou"], feeds)
-        threshold = self.metadata.mask_threshold
-        return to_prediction(logits[0], iou[0], boxes, encoded.frame_map, threshold)
+        return self._prediction(logits, iou, boxes, frame_map)
+
+    def predict(
+        self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
+    ) -> Prediction:
+        """Segment one image given boxes; see ``Predictor.predict``."""
+        return self.decode_boxes(self.encode(image), boxes_xyxy_original)
 
     def warm_up(self) -> None:
         """Run both halves once on a blank frame, so that the first image is as fast as the next."""
@@ -158,6 +208,16 @@ class InteractivePredictor:
         }
         logits, iou = self._decoder.run(["logits", "iou"], feeds)
         return logits, iou
+
+    def _prediction(
+        self,
+        logits: NDArray[np.float32],
+        iou: NDArray[np.float32],
+        boxes: NDArray[np.float64],
+        frame_map: FrameMap,
+    ) -> Prediction:
+        threshold, calibration = self.metadata.mask_threshold, self.assurance.confidence
+        return to_prediction(logits[0], iou[0], boxes, frame_map, threshold, calibration)
 
     def _side(self) -> int:
         return self.metadata.low_res_side

@@ -7,15 +7,25 @@ where the weights came from, the parity figures how far the file may be trusted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adalora_qat.errors import CheckpointError
 from adalora_qat.imaging.geometry import Frame
+from adalora_qat.predictor import STRUCTURE_NAME
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FORMAT = "1"
 _PREFIX = "adalora_qat."
+# The input check looks at the mean embedding of each quarter of an image.
+_QUARTERS = 4
+# Characters of a wrong value that an error repeats.
+_MOST_SHOWN = 60
 
 Part = Literal["whole", "encoder", "decoder"]
 
@@ -31,12 +41,20 @@ class ModelMetadata:
     low_res_side : L, the side of the logits.
     policy : the quantization policy, ``none`` for FP32.
     product_version : the version of this package that wrote the file.
+    min_onnxruntime : the oldest ONNX Runtime that loads the graph; empty in files of earlier
+        versions.
     part : the whole model, or one half of the encoder/decoder split.
-    mask_threshold : a pixel is foreground where its logit exceeds this.
+    mask_threshold : a pixel is foreground where its logit exceeds this; finite.
     sources : what the weights came from, name → SHA-256.
     parity : agreement with the quantized PyTorch model on the validation images.
+    structures : what it was trained to segment, in the recipe's order; empty where not known.
     assurance : what the model knows of its own limits, if it was finished for shipping:
         ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is of another type, or out of its range.
     """
 
     variant: str
@@ -48,7 +66,18 @@ class ModelMetadata:
     mask_threshold: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
+    structures: tuple[str, ...] = ()
     assurance: Mapping[str, Any] = field(default_factory=dict)
+    min_onnxruntime: str = ""
+
+    def __post_init__(self) -> None:
+        wrong = [name for name, holds in _CHECKS.items() if not holds(getattr(self, name))]
+        if wrong:
+            raise CheckpointError(f"{wrong[0]}={_shown(getattr(self, wrong[0]))}")
+        if not 1 <= self.low_res_side <= self.frame.side:
+            raise CheckpointError(
+                f"low_res_side={self.low_res_side} with a frame of {self.frame.side} pixels"
+            )
 
     def to_props(self) -> dict[str, str]:
         """Return the key-value strings that go into the file."""
@@ -56,8 +85,35 @@ class ModelMetadata:
         values["frame"] = {"side": self.frame.side, "normalize": self.frame.normalize}
         for name in ("sources", "parity", "assurance"):
             values[name] = dict(values[name])
+        for name in ("min_onnxruntime", "structures"):
+            if not values[name]:
+                del values[name]
         props = {_PREFIX + key: json.dumps(value) for key, value in values.items()}
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
+
+    @classmethod
+    def of(cls, session: InferenceSession, origin: str) -> ModelMetadata:
+        """Read the description of an open file, and hold it against the graph.
+
+        Parameters
+        ----------
+        origin : what to call the file in errors.
+
+        Raises
+        ------
+        CheckpointError
+            As ``from_props``, and as ``check_graph``.
+        """
+        try:
+            props = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"the metadata of {origin} are not text ({error}); export the model again"
+            ) from error
+        metadata = cls.from_props(props, origin)
+        values = (*session.get_inputs(), *session.get_outputs())
+        metadata.check_graph({value.name: value.shape for value in values}, origin)
+        return metadata
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], origin: str) -> ModelMetadata:
@@ -66,7 +122,8 @@ class ModelMetadata:
         Raises
         ------
         CheckpointError
-            If the file was not written by this package, or by one of another format.
+            If the file was not written by this package, or by one of another format, or if a
+            value is missing, of another type or out of its range.
         """
         if _PREFIX + "format" not in props:
             raise CheckpointError(
@@ -81,13 +138,92 @@ class ModelMetadata:
             }
             if values.pop("format") != FORMAT:
                 raise ValueError("it was written in another format")
-            if values.get("part") not in get_args(Part):
-                raise ValueError(f"part={values.get('part')!r}")
-            return cls(
-                **{**values, "frame": Frame(**values["frame"])},
-            )
-        except (ValueError, TypeError, KeyError) as error:
+            # The file's, not the model's: ``digest.verified_sha256`` reads it from the bytes.
+            values.pop("digest", None)
+            if isinstance(values.get("structures"), list):
+                values["structures"] = tuple(values["structures"])
+            return cls(**{**values, "frame": Frame(**values["frame"])})
+        # Deep nesting in JSON ends in a RecursionError, a long integer in an OverflowError.
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"the metadata of {origin} cannot be read ({error}); export the model again with "
                 "this version of adalora-qat"
             ) from error
+
+    def check_graph(self, shapes: Mapping[str, Sequence[int | str]], origin: str) -> None:
+        """Refuse a description that does not fit the graph beside it.
+
+        Parameters
+        ----------
+        shapes : shape of each input and output of the graph by name; a dynamic size is a string.
+
+        Raises
+        ------
+        CheckpointError
+            If sides differ, or the input check was fitted on embeddings of another width.
+        """
+        side, low = self.frame.side, self.low_res_side
+        check = self.assurance.get("input_check")
+        expected: dict[str, Sequence[int | None]] = {
+            "image": (1, 3, side, side),
+            "logits": (1, None, low, low),
+            "embeddings": (None, None if check is None else _features_of(check) // _QUARTERS),
+        }
+        for name, sizes in expected.items():
+            shape = shapes.get(name)
+            if shape is not None and (
+                len(shape) != len(sizes)
+                or any(size not in (None, given) for size, given in zip(sizes, shape, strict=True))
+            ):
+                raise CheckpointError(
+                    f"the metadata of {origin} does not fit its graph ({name} is {list(shape)}, "
+                    f"expected {list(sizes)}); export the model again"
+                )
+
+
+def _features_of(input_check: Any) -> int:
+    """Return how many features an input check was fitted on; 0 if it does not say."""
+    try:
+        return int(input_check["mean"]["shape"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _maps_to(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return a check of mappings from text to what ``holds``."""
+    return lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(key, str) and holds(one) for key, one in value.items())
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "variant": _is_text,
+    "frame": lambda value: type(value.side) is int,
+    "low_res_side": lambda value: type(value) is int,
+    "policy": _is_text,
+    "product_version": _is_text,
+    "part": lambda value: value in get_args(Part),
+    "mask_threshold": _is_finite,
+    "sources": _maps_to(_is_text),
+    "parity": _maps_to(_is_finite),
+    "assurance": _maps_to(lambda part: isinstance(part, Mapping)),
+    "structures": lambda value: (
+        isinstance(value, tuple)
+        and all(_is_text(name) and re.fullmatch(STRUCTURE_NAME, name) for name in value)
+    ),
+    "min_onnxruntime": lambda value: _is_text(value) and bool(re.fullmatch(r"[\d.]*", value)),
+}

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adalora_qat.runtime.input_check import Finding
+from adalora_qat.errors import DataError
+from adalora_qat.runtime.input_check import Caution
 
 IMPLAUSIBLE = "implausible_mask"
 UNSTEADY = "unsteady_mask"
@@ -38,30 +39,35 @@ class Plausibility:
     least_agreement: float
     least_confidence: float
 
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if not 0 <= limit <= 1:
+                raise DataError(f"{name}={limit} must lie between 0 and 1")
+
     def look(
         self,
         mask: NDArray[np.bool_],
         confidence: float,
         first: NDArray[np.bool_] | None = None,
-    ) -> list[Finding]:
+    ) -> list[Caution]:
         """Return what is odd about a mask (H, W), and about its first pass if there was one."""
         share = float(mask.mean())
         if share < self.least_area:
-            return [Finding(IMPLAUSIBLE, "the mask is very small", share, self.least_area)]
+            return [Caution(IMPLAUSIBLE, "the mask is very small", share, self.least_area)]
         found = []
         if share > self.most_area:
-            found.append(Finding(IMPLAUSIBLE, "the mask is very large", share, self.most_area))
+            found.append(Caution(IMPLAUSIBLE, "the mask is very large", share, self.most_area))
         even = balance(mask)
         if even < self.least_balance:
             words = "one side of the mask is much smaller than the other"
-            found.append(Finding(IMPLAUSIBLE, words, even, self.least_balance))
+            found.append(Caution(IMPLAUSIBLE, words, even, self.least_balance))
         same = 1.0 if first is None else agreement(first, mask)
         if same < self.least_agreement:
             words = "the mask changes much with the box"
-            found.append(Finding(UNSTEADY, words, same, self.least_agreement))
+            found.append(Caution(UNSTEADY, words, same, self.least_agreement))
         if confidence < self.least_confidence:
             words = "the model is not sure of the mask"
-            found.append(Finding(LOW, words, confidence, self.least_confidence))
+            found.append(Caution(LOW, words, confidence, self.least_confidence))
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ The base install has no ``onnx``, so a file is changed in place: types and bytes
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.I
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=_NOT_ASKED_FOR,
+        # Else it prints, to standard output, that it will try the same again.
+        enable_fallback=0,
     )
 
 
@@ -89,7 +92,7 @@ def unsigned_weights(model: bytes) -> bytes:
     try:
         places = [
             place
-            for number, start, end in _fields(model, 0, len(model))
+            for number, start, end in message_fields(model, 0, len(model))
             if number == _GRAPH
             for place in _signed_weights(model, start, end)
         ]
@@ -108,15 +111,15 @@ def unsigned_weights(model: bytes) -> bytes:
 def _signed_weights(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield where type and bytes of each weight and zero point of a graph are, subgraphs too."""
     tensors: dict[bytes, tuple[int, int, int]] = {}
-    for number, first, last in _fields(model, start, end):
+    for number, first, last in message_fields(model, start, end):
         if number == _INITIALIZER:
             name, kind, *raw = _tensor(model, first, last)
             if kind:
                 tensors[name] = kind, raw[0], raw[1]
         elif number == _NODE:
-            for inner, a, b in _fields(model, first, last):
+            for inner, a, b in message_fields(model, first, last):
                 if inner == _ATTRIBUTE:
-                    for held, x, y in _fields(model, a, b):
+                    for held, x, y in message_fields(model, a, b):
                         if held in (_SUBGRAPH, _SUBGRAPHS):
                             yield from _signed_weights(model, x, y)
     for name in tensors:
@@ -128,7 +131,7 @@ def _signed_weights(model: bytes, start: int, end: int) -> Iterator[tuple[int, i
 def _tensor(model: bytes, start: int, end: int) -> tuple[bytes, int, int, int]:
     """Return a tensor's name, and where its type and its bytes are; 0 for what is not int8."""
     name, kind, raw = b"", 0, (0, 0)
-    for number, first, last in _fields(model, start, end):
+    for number, first, last in message_fields(model, start, end):
         if number == _NAME:
             name = model[first:last]
         elif number == _DATA_TYPE and model[first] == _INT8:
@@ -138,8 +141,16 @@ def _tensor(model: bytes, start: int, end: int) -> tuple[bytes, int, int, int]:
     return name, kind, *raw
 
 
-def _fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (number, first byte, end) of the fields of a protocol buffer message."""
+def message_fields(
+    model: bytes | mmap.mmap, start: int, end: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, first byte, end) of the fields of a protocol buffer message.
+
+    Raises
+    ------
+    IndexError, ValueError
+        If the bytes from ``start`` to ``end`` are none.
+    """
     place = start
     while place < end:
         key, place = _varint(model, place)
@@ -158,9 +169,11 @@ def _fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]
         place += length
 
 
-def _varint(model: bytes, place: int) -> tuple[int, int]:
+def _varint(model: bytes | mmap.mmap, place: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift > 63:
+            raise ValueError("a number has more than 64 bits")
         byte = model[place]
         value |= (byte & 127) << shift
         place, shift = place + 1, shift + 7

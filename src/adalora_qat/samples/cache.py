@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.ahead import in_order
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.files import sha256_file
@@ -114,7 +115,7 @@ class PlaneCache:
         wanted = [record for record in records if not self._holds(record, targets)]
         done = len(records) - len(wanted)
         with ThreadPoolExecutor(workers) as pool:
-            decoded = _in_order(pool, lambda r: self._missing(r, targets), wanted, 2 * workers)
+            decoded = in_order(pool, lambda r: self._missing(r, targets), wanted, 2 * workers)
             while chunk := list(islice(decoded, _CHUNK)):
                 room = self._keep([plane for planes in chunk for plane in planes])
                 done += len(chunk)
@@ -307,19 +308,3 @@ def _unpacked(bits: NDArray[np.uint8], side: int) -> NDArray[np.bool_]:
 def _flush(path: Path) -> None:
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Record], list[_Plane]],
-    records: Sequence[Record],
-    ahead: int,
-) -> Iterator[list[_Plane]]:
-    # Like pool.map, but only a few results wait in memory.
-    waiting: list[Future[list[_Plane]]] = []
-    for record in records:
-        waiting.append(pool.submit(work, record))
-        if len(waiting) > ahead:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()

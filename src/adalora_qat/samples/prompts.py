@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adalora_qat.config import PromptConfig
 from adalora_qat.errors import DataError
-from adalora_qat.imaging.geometry import mask_box, whole_box
+from adalora_qat.imaging.geometry import mask_box_inclusive, whole_box
 
 Box = NDArray[np.float32]
 
@@ -27,14 +27,14 @@ def exact_box(mask: NDArray[Any], valid_hw: tuple[int, int]) -> Box:
     DataError
         If the mask has no foreground.
     """
-    return _fitted(mask_box(mask), valid_hw)
+    return _fitted(mask_box_inclusive(mask), valid_hw)
 
 
 def jittered_box(
     mask: NDArray[Any], valid_hw: tuple[int, int], jitter_px: int, rng: np.random.Generator
 ) -> Box:
     """Return the box of the mask, each edge moved by its own uniform integer in ±jitter_px."""
-    moved = mask_box(mask) + rng.integers(-jitter_px, jitter_px, 4, endpoint=True)
+    moved = mask_box_inclusive(mask) + rng.integers(-jitter_px, jitter_px, 4, endpoint=True)
     return _fitted(moved, valid_hw)
 
 

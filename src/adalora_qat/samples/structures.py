@@ -51,6 +51,15 @@ def wanted(record: Record, structures: Sequence[str]) -> tuple[str, ...]:
     return (*given, UNION) if sides and UNION in record.masks else given
 
 
+def usable(
+    records: Sequence[Record], targets: Sequence[str], structures: Sequence[str] = ()
+) -> list[Record]:
+    """Return the records that have every target or, of a model with structures, at least one."""
+    if structures:
+        return [record for record in records if wanted(record, structures)]
+    return [record for record in records if all(map(record.mask_parts, targets))]
+
+
 def assemble(masks: NDArray[np.bool_], names: Sequence[str], structures: Sequence[str]) -> Truth:
     """Return the truth of structures from the masks (M, h, w) that were read, by ``names``."""
     read = dict(zip(names, masks, strict=True))

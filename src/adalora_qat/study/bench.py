@@ -1,187 +1,260 @@
-"""Latency, memory, size and agreement of models on this machine, one process each, in turn.
+"""What ``bench`` compares: the float32 forms of a run beside its quantized one, and the table.
 
-A model that has just warmed its caches is not compared with one that has not: the models take
-turns over several rounds, each round in a fresh process, and ratios are of medians.
+A speed stands beside the accuracy it was had at, and a ratio has both sides from one run.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adalora_qat.errors import ConfigError, DataError
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder
+from adalora_qat.config import ExportConfig
+from adalora_qat.corpus.records import Record
+from adalora_qat.errors import CheckpointError, DataError, ExportError
+from adalora_qat.evaluate.boxes import BoxPrompt
+from adalora_qat.evaluate.mask_files import load_truth
+from adalora_qat.evaluate.metrics import dice
+from adalora_qat.export.run import export_stage
 from adalora_qat.imaging.geometry import load_image
-from adalora_qat.predictor import Predictor
+from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.progress import Progress
+from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
+from adalora_qat.study.timing import BenchCase, Timing, time_models
 
-Mask = NDArray[np.bool_]
+PYTORCH, RUNTIME = "PyTorch FP32", "ONNX FP32"
+TARGET = "lung"
+# Phantoms that no demonstration trains on: it takes the first few hundred seeds.
+_FIRST_PHANTOM = 1_000_000
 
 
 @dataclass(frozen=True)
-class BenchCase:
-    """One image to time a model on.
+class BenchModel:
+    """One model of the comparison.
 
     Attributes
     ----------
-    image : path of the image file.
-    box : x0, y0, x1, y1 in pixels of the original; None takes the whole image.
-    truth : (H, W) bool, what the mask should be; None where it is not known.
+    file : a stage's ``model.safetensors``, run by PyTorch, or an ONNX file.
+    policy : the quantization policy, ``none`` for float32.
+    size_bytes : of the file that would be shipped.
+    refusal : why ``export`` would not ship it, empty if it would.
     """
 
-    image: Path
-    box: tuple[float, float, float, float] | None = None
-    truth: Mask | None = None
+    name: str
+    file: Path
+    policy: str
+    size_bytes: int
+    refusal: str = ""
+
+    @property
+    def runtime(self) -> str:
+        """Who runs it."""
+        return "ONNX Runtime" if self.file.suffix == ".onnx" else "PyTorch"
 
 
-@dataclass
-class Measured:
-    """What was seen of one model over all of its turns; times in seconds, memory in MB."""
-
-    seconds: list[float] = field(default_factory=list)
-    loads: list[float] = field(default_factory=list)
-    peak_mb: float = 0.0
-    masks: list[Mask] = field(default_factory=list)
-
-    def figures(self) -> dict[str, float]:
-        """Return median_s, p10_s, p90_s, load_s, peak_mb and n."""
-        ordered = sorted(self.seconds)
-        return {
-            "median_s": statistics.median(ordered),
-            "p10_s": ordered[round(0.1 * (len(ordered) - 1))],
-            "p90_s": ordered[round(0.9 * (len(ordered) - 1))],
-            "load_s": statistics.median(self.loads),
-            "peak_mb": self.peak_mb,
-            "n": len(ordered),
-        }
+def phantom_records(folder: Path, count: int) -> list[Record]:
+    """Write phantoms into ``folder`` and return them as records."""
+    write_phantoms(folder, count, _FIRST_PHANTOM)
+    organs = ("left_lung", "right_lung")
+    return [
+        Record(
+            f"phantom/{image.stem}",
+            "phantom",
+            image,
+            {organ: folder / "masks" / organ / image.name for organ in organs},
+        )
+        for image in sorted((folder / "images").iterdir())
+    ]
 
 
-def measure(
-    models: Mapping[str, Path],
+def cases_of(records: Sequence[Record], target: str = TARGET) -> list[BenchCase]:
+    """Return the records with their true masks, and the exact boxes of these as prompts."""
+    cases = []
+    for record in records:
+        truth, _ = load_truth(record, target, load_image(record.image).shape[:2])
+        box = BoxPrompt().box(truth)
+        corners = None if box is None else (box[0], box[1], box[2], box[3])
+        cases.append(BenchCase(record.image, corners, truth))
+    return cases
+
+
+def bench_models(
+    given: Sequence[Path], folder: Path, records: Sequence[Record], progress: Progress | None = None
+) -> list[BenchModel]:
+    """Return the models to compare, float32 first; runs are exported into ``folder``.
+
+    Parameters
+    ----------
+    given : ONNX files, and run folders. A run stands for its stage 1 in PyTorch and in ONNX,
+        and for its furthest quantized stage in ONNX.
+    records : images with lung masks, for the parity gate of the exports.
+
+    Raises
+    ------
+    CheckpointError
+        If one is neither, or a run has no finished stage 1.
+    ExportError
+        If a run cannot be exported. An export that the parity gate would refuse is measured
+        all the same, and said to be refused.
+    """
+    models: list[BenchModel] = []
+    for index, path in enumerate(given):
+        if path.is_dir():
+            models += _of_run(path, folder / str(index), records, progress)
+        elif path.suffix == ".onnx":
+            models.append(_of_file(path))
+        else:
+            raise CheckpointError(f"{path} is neither a run folder nor an ONNX file; give these")
+    if len({path.name for path in given}) < len(given) or sum(p.is_dir() for p in given) > 1:
+        models = [_named(model, given, folder) for model in models]
+    models.sort(key=lambda model: (model.policy != "none", model.runtime != "PyTorch"))
+    names = [model.name for model in models]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(f"two models are called {', '.join(sorted(twice))}; give each once")
+    return models
+
+
+def bench(
+    models: Sequence[BenchModel],
     cases: Sequence[BenchCase],
     rounds: int = 3,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Measured]:
-    """Time the segmentation of ``cases`` (already decoded) with each model, in turn.
+) -> dict[str, Any]:
+    """Measure the models in turn and put them side by side.
 
-    Each process also imports the caller's main module: what a script imports at its top counts
-    as the memory of every model.
-
-    Parameters
-    ----------
-    models : name → a stage's ``model.safetensors`` (PyTorch) or an ONNX file.
-    rounds : turns that each model takes, each in a process of its own.
-    threads : of each model, None for one per core.
+    Returns
+    -------
+    ``rows``, one a model: name, policy, runtime, size_bytes, load_s, median_s, p10_s, p90_s,
+    peak_mb, n, dice_mean (with the truth, over ``dice_n`` masks; None without truth),
+    ``ratios`` (to each float32 model: smaller, faster, less_memory) and ``agreement`` with the
+    ``reference`` (mean Dice of the masks, share of equal pixels); ``words``, what there is to
+    say, slower models named.
 
     Raises
     ------
     DataError
         If there is no image to time.
-    ConfigError
-        If ``threads`` is not positive.
     """
-    if not cases:
-        raise DataError("speed is measured on images: give at least one")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
-    measured = {name: Measured() for name in models}
-    turns = [(name, path) for _ in range(rounds) for name, path in models.items()]
-    asked = [(case.image, case.box) for case in cases]
-    # A fresh interpreter: forked ones would share warmed-up thread pools and memory.
-    context = multiprocessing.get_context("spawn")
-    for done, (name, path) in enumerate(turns, start=1):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            load, times, peak, masks = pool.submit(_turn, path, asked, threads).result()
-        one = measured[name]
-        one.seconds += times
-        one.loads.append(load)
-        one.peak_mb = max(one.peak_mb, peak)
-        one.masks = [np.unpackbits(bits, count=h * w).reshape(h, w) > 0 for bits, (h, w) in masks]
-        if progress is not None:
-            progress(done, len(turns), "speed")
-    return measured
+    timed = time_models({m.name: m.file for m in models}, cases, rounds, threads, progress)
+    plain = [model.name for model in models if model.policy == "none"]
+    reference = plain[0] if plain else models[0].name
+    rows = [_row(model, timed[model.name], timed[reference], cases) for model in models]
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        row["ratios"] = {
+            name: {
+                "smaller": by_name[name]["size_bytes"] / row["size_bytes"],
+                "faster": by_name[name]["median_s"] / row["median_s"],
+                "less_memory": by_name[name]["peak_mb"] / row["peak_mb"],
+            }
+            for name in plain
+            if name != row["name"]
+        }
+    refused = [f"{m.name} would not be shipped: {m.refusal}" for m in models if m.refusal]
+    return {"rows": rows, "reference": reference, "words": in_words(rows) + refused}
 
 
-def compare_speed(
-    models: Mapping[str, Path],
-    images: Sequence[Path],
-    rounds: int = 3,
-    progress: Progress | None = None,
+def in_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which quantized model is faster or slower than its float32 form, and by how much."""
+    said = []
+    plain = [row for row in rows if row["policy"] == "none"]
+    for row in (row for row in rows if row["policy"] != "none"):
+        for other in plain:
+            factor = row["median_s"] / other["median_s"]
+            overlap = row["p10_s"] <= other["p90_s"] and other["p10_s"] <= row["p90_s"]
+            unsure = "; the timings overlap (10th to 90th percentile)" if overlap else ""
+            if factor > 1:
+                said.append(
+                    f"{row['name']} is SLOWER than {other['name']} on this machine: {factor:.2f} "
+                    f"times its median latency{unsure}. Take it for its size, not for speed"
+                )
+            else:
+                said.append(
+                    f"{row['name']} takes 1/{1 / factor:.2f} of the time of {other['name']}{unsure}"
+                )
+    if not plain:
+        said.append("no float32 model was given, so nothing says what quantization costs or gains")
+    return said
+
+
+def _row(
+    model: BenchModel, one: Timing, reference: Timing, cases: Sequence[BenchCase]
 ) -> dict[str, Any]:
-    """Time the segmentation of ``images`` with each model; see ``measure``.
-
-    Returns
-    -------
-    ``models`` (name → median_s, p10_s, p90_s, load_s, peak_mb, n) and ``speedup`` of the last
-    model over each other.
-    """
-    measured = measure(models, [BenchCase(image) for image in images], rounds, progress=progress)
-    rows = {name: one.figures() for name, one in measured.items()}
-    last = list(rows)[-1]
-    speedup = {
-        name: row["median_s"] / rows[last]["median_s"] for name, row in rows.items() if name != last
+    pairs = list(zip(one.masks, reference.masks, strict=True))
+    pixels = sum(mask.size for mask in one.masks)
+    truths = [
+        (case.truth, mask)
+        for case, mask in zip(cases, one.masks, strict=True)
+        if case.truth is not None
+    ]
+    return {
+        "name": model.name,
+        "policy": model.policy,
+        "runtime": model.runtime,
+        "size_bytes": model.size_bytes,
+        **one.figures(),
+        "dice_mean": float(np.mean([dice(*pair) for pair in truths])) if truths else None,
+        "dice_n": len(truths),
+        "agreement": {
+            "dice_mean": float(np.mean([dice(other, mask) for mask, other in pairs])),
+            "equal_pixels": sum(int((mask == other).sum()) for mask, other in pairs) / pixels,
+        },
     }
-    return {"models": rows, "speedup": speedup}
 
 
-def _turn(
-    path: Path,
-    cases: Sequence[tuple[Path, tuple[float, float, float, float] | None]],
-    threads: int | None,
-) -> tuple[float, list[float], float, list[tuple[NDArray[np.uint8], tuple[int, int]]]]:
-    started = time.perf_counter()
-    predictor = _open(path, threads)
-    load = time.perf_counter() - started
-    pixels = [load_image(image) for image, _ in cases]
-    boxes = [None if box is None else np.asarray([box], np.float64) for _, box in cases]
-    predictor.predict(pixels[0], boxes[0])  # warm up: first calls allocate
-    times, masks = [], []
-    for image, box in zip(pixels, boxes, strict=True):
-        started = time.perf_counter()
-        mask = predictor.predict(image, box).masks[0]
-        times.append(time.perf_counter() - started)
-        masks.append((np.packbits(mask), (mask.shape[0], mask.shape[1])))
-    return load, times, peak_mb(), masks
+def _of_run(
+    path: Path, folder: Path, records: Sequence[Record], progress: Progress | None
+) -> list[BenchModel]:
+    run = RunFolder.open(path)
+    if not run.finished("stage1"):
+        raise CheckpointError(f"{path} has no finished stage 1; run `adalora-qat train` to its end")
+    trained = run.stage("stage1") / MODEL_FILE
+    stages = ["stage1", *[stage for stage in ("stage2", "ptq") if run.finished(stage)][:1]]
+    exported = [_exported(run, stage, folder, records, progress) for stage in stages]
+    return [BenchModel(PYTORCH, trained, "none", trained.stat().st_size), *exported]
 
 
-def _open(path: Path, threads: int | None) -> Predictor:
-    if path.suffix == ".onnx":
-        from adalora_qat.runtime.runtime import OnnxPredictor
-
-        return OnnxPredictor(path, threads=threads)
-    import torch
-
-    from adalora_qat.baselines.model_file import described
-    from adalora_qat.baselines.predict import open_baseline
-    from adalora_qat.checkpoint import load_model
-    from adalora_qat.export.run import deployable
-    from adalora_qat.model.predict import TorchPredictor
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if described(path) is not None:
-        return open_baseline(path, path.parent.name)
-    # Adapters merged, as every other form of the model has them.
-    return TorchPredictor(deployable(load_model(path)[0]), path.parent.name)
-
-
-def peak_mb() -> float:
-    """Return the most memory that this process held."""
+def _exported(
+    run: RunFolder,
+    stage: str,
+    folder: Path,
+    records: Sequence[Record],
+    progress: Progress | None,
+) -> BenchModel:
+    """Export a stage anew: a file that lies in the run folder may be of another training."""
+    gate = run.config.export
+    measuring = run.config.model_copy(
+        update={"export": ExportConfig(min_dice=0, min_pixel_agreement=0)}
+    )
+    made = export_stage(
+        replace(run, config=measuring), stage, folder / f"{stage}.onnx", records, progress
+    )
+    refusal = ""
     try:
-        status = Path("/proc/self/status").read_text("ascii")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # Not ru_maxrss: on Linux it survives exec, so a child's is never below what its parent
-    # held when it was started.
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+        made.parity.check(gate)
+    except ExportError as error:
+        refusal = str(error)
+    policy = "none" if stage == "stage1" else run.config.quantize.policy
+    name = RUNTIME if stage == "stage1" else f"ONNX {Path(policy).stem} ({stage})"
+    return BenchModel(name, made.path, policy, made.size_bytes, refusal)
+
+
+def _of_file(path: Path) -> BenchModel:
+    policy = read_metadata(open_session(path, threads=1), str(path), "whole").policy
+    return BenchModel(path.name, path, policy, path.stat().st_size)
+
+
+def _named(model: BenchModel, given: Sequence[Path], folder: Path) -> BenchModel:
+    """Put the folder before a name that another model has too."""
+    owner = model.file.parent.name
+    if model.file.is_relative_to(folder):
+        owner = given[int(model.file.parent.name)].name
+    elif model.file.suffix != ".onnx":
+        owner = model.file.parent.parent.name
+    return replace(model, name=f"{owner}/{model.name}")

@@ -11,22 +11,16 @@ from typing import Any, Final
 
 import pandas as pd
 
-from adalora_qat.checkpoint import RunFolder
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import read_cases
-from adalora_qat.study.facts import facts_of, read_facts
+from adalora_qat.study.facts import read_facts
 from adalora_qat.study.measure import STUDY_FILE
-from adalora_qat.study.models import NESTED_BASELINE, Model, models_of, named
+from adalora_qat.study.models import named
 from adalora_qat.study.study import ModelFacts, Study, compare_models
 
 TABLE_SUFFIXES: Final = (".csv", ".parquet")
-# Where evaluations lie inside a demo's run folder, or any folder of evaluations.
+# Where evaluations lie inside a run folder, or any folder of evaluations.
 PLACES: Final = ("evaluation/*", "*")
-DEMO_NAMES: Final = {
-    "zero_shot": "pretrained", "stage1": "stage1", "ptq": "ptq", "qat": "stage2",
-    "int8_runtime": "onnx",
-}  # fmt: skip
-"""What the demo calls the stages of its run in ``evaluation/``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Entry:
     name : as it will stand in the tables.
     cases : its per-case table: one model, one box, one alteration.
     path : where the table was found.
-    facts, machine : from ``model.json`` or the run folder; None where there is neither.
+    facts, machine : from ``model.json`` beside the table; None where there is none.
     """
 
     name: str
@@ -142,10 +136,8 @@ def _in_folder(path: Path) -> Iterator[Entry]:
             f"{path} holds no per-case table; make one with `adalora-qat evaluate` or "
             "`adalora-qat report`"
         )
-    known = _facts_of_run(path, found)
     for folder in found:
-        for entry in _in_table(folder):
-            yield replace(entry, facts=entry.facts or known.get(folder.name))
+        yield from _in_table(folder)
 
 
 def _evaluations(path: Path) -> list[Path]:
@@ -170,43 +162,12 @@ def _in_table(path: Path) -> Iterator[Entry]:
         if told is not None and len(names) == 1:
             yield Entry(told[0], part, path, told[1], told[2])
         else:
-            yield Entry(str(name), part, path, None, _machine(_folder(path)))
+            yield Entry(str(name), part, path)
 
 
 def _folder(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     return folder.resolve()
-
-
-def _machine(folder: Path) -> Mapping[str, Any] | None:
-    """Return the machine of a demo: it evaluates all its models on the machine it trains on."""
-    file = folder.parent.parent / "provenance.json"
-    if folder.parent.name != "evaluation" or not file.is_file():
-        return None
-    machine = json.loads(file.read_text("utf-8")).get("machine")
-    return dict(machine) if machine else None
-
-
-def _facts_of_run(path: Path, folders: Sequence[Path]) -> dict[str, ModelFacts]:
-    """Count the models of a demo's run folder, evaluation folder → facts."""
-    wanted = {f.name for f in folders if f.parent.name == "evaluation"} & {
-        *DEMO_NAMES, NESTED_BASELINE
-    }  # fmt: skip
-    if not wanted or not (path / "config.yaml").is_file():
-        return {}
-    run = RunFolder.open(path)
-    found = {}
-    for model in models_of([str(path)]):
-        name = _demo_name(model, run)
-        if name in wanted:
-            found[name] = facts_of(model, *model.open())
-    return found
-
-
-def _demo_name(model: Model, run: RunFolder) -> str:
-    if model.run is not None and model.run.path != run.path:
-        return NESTED_BASELINE
-    return next((name for name, kind in DEMO_NAMES.items() if kind == model.kind), "")
 
 
 def _baseline(

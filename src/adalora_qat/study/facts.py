@@ -1,97 +1,138 @@
-"""What Tables 2 and 3 say of a model besides its cases, counted from the model itself."""
+"""What tables say of a model besides its cases: parameters, bytes, how its parts were trained.
+
+Counted once, when a stage has ended, into the run folder's ``facts.json``; whatever asks later
+reads that file. It is written here, by whoever calls the training, and not by the training
+itself: bytes are those of the exported form and the paper's row is the report's to know, both
+of which come after training in the order of rooms. A stage that is not in the file (a run of an
+older version), or was trained again since, is counted anew by the same function.
+"""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import asdict, replace
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
-
 from adalora_qat.adapt.inject import adapters
 from adalora_qat.baselines.model_file import BaselineFile, described
-from adalora_qat.baselines.parameters import paper_row, trained_size
-from adalora_qat.checkpoint import MODEL_FILE, write_tensors
+from adalora_qat.baselines.parameters import trained_size
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import DataError
-from adalora_qat.export.run import deployable
-from adalora_qat.files import write_json
+from adalora_qat.files import sha256_file, write_json
 from adalora_qat.model.sam import Segmenter, random_segmenter
-from adalora_qat.predictor import Predictor
 from adalora_qat.quantize.layers import FakeQuantLayer
-from adalora_qat.quantize.pack import save_packed
 from adalora_qat.quantize.prepare import quantized_layers
+from adalora_qat.report.paper import baseline_row, published_row
 from adalora_qat.report.tables import MISSING
-from adalora_qat.runtime.runtime import OnnxPredictor
-from adalora_qat.study.models import Model, stage_name
-from adalora_qat.study.parameters import count_parameters
+from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
+from adalora_qat.study.models import STAGES, Model, stage_name
+from adalora_qat.study.parameters import adapter_parameters, count_parts
+from adalora_qat.study.size import parameter_count, shipped_bytes
 from adalora_qat.study.study import ModelFacts
 
+RUN_FACTS: Final = "facts.json"
+"""In a run folder: stage → ``StageFacts``."""
 FACTS_FILE: Final = "model.json"
 """Stands beside a per-case table and says which model it measured."""
 
 
-def facts_of(model: Model, predictor: Predictor, segmenter: Segmenter | None) -> ModelFacts:
-    """Count a model's parameters and bytes, and say how its parts were trained.
+@dataclass(frozen=True)
+class StageFacts:
+    """What is known of a finished stage.
+
+    Attributes
+    ----------
+    sha256 : of the stage's model; facts of another model are not taken.
+    parts : part of the model → total, start, pruned: its parameters, and how many of them train
+        at the start and after pruning; adapters are a part of their own.
+    total, trainable : of the whole model, adapters included, after pruning.
+    ranks : adapted layer → rank.
+    policy : of quantization; "none" for floats.
+    bytes : of the model as it ships, adapters merged and integers as integers.
+    encoder, decoder : how each was trained ("AdaLoRA, INT8", "frozen", "full").
+    paper : the paper's row (``paper.published_row``), None for none.
+    """
+
+    sha256: str
+    parts: dict[str, dict[str, int]]
+    total: int
+    trainable: int
+    ranks: dict[str, int]
+    policy: str
+    bytes: int
+    encoder: str
+    decoder: str
+    paper: str | None
+
+    def for_tables(self, size: int | None = None) -> ModelFacts:
+        """Return what tables show; ``size`` is of a file that was exported, in bytes."""
+        return ModelFacts(
+            self.total,
+            self.trainable,
+            self.bytes if size is None else size,
+            None,
+            self.encoder,
+            self.decoder,
+            self.paper,
+        )
+
+
+def write_run_facts(run: RunFolder) -> dict[str, StageFacts]:
+    """Write ``facts.json``: every finished stage; those that are in it already are not counted."""
+    done: list[str] = [stage for stage in STAGES if run.finished(stage)]
+    found = {stage: stage_facts(run, stage) for stage in done}
+    write_json(run.path / RUN_FACTS, {stage: asdict(facts) for stage, facts in found.items()})
+    return found
+
+
+def stage_facts(run: RunFolder, stage: str) -> StageFacts:
+    """Return the facts of a finished stage: from ``facts.json``, else counted.
+
+    Raises
+    ------
+    DataError
+        If ``facts.json`` is damaged.
+    """
+    file, model = run.path / RUN_FACTS, run.stage(stage) / MODEL_FILE
+    digest = sha256_file(model)
+    if file.is_file():
+        try:
+            told = json.loads(file.read_text("utf-8")).get(stage)
+            known = StageFacts(**told) if told else None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} is damaged ({error}); delete it") from error
+        if known is not None and known.sha256 == digest:
+            return known
+    baseline = described(model)
+    if baseline is not None:
+        return _baseline_facts(model, baseline, digest, published_row(run.config, stage))
+    return _counted(run.config, stage, model, digest)
+
+
+def facts_of(model: Model) -> ModelFacts:
+    """Return a model's parameters and bytes, and how its parts were trained.
 
     Bytes are those of the file that ships: the ONNX file, or the model written as safetensors
-    as it is deployed (adapters merged, integers as integers). Latency is measured elsewhere.
+    as it is deployed. Latency is measured elsewhere.
     """
+    if model.run is not None and model.kind != "pretrained":
+        exported = model.file.stat().st_size if model.kind == "onnx" and model.file else None
+        return stage_facts(model.run, model.stage or model.kind).for_tables(exported)
     if model.kind == "onnx" and model.file is not None:
-        size = model.file.stat().st_size
-        if model.run is None or model.stage is None:
-            total = _onnx_total(predictor)
-            words = ("INT8", "INT8") if model.quantized else (MISSING, MISSING)
-            return ModelFacts(total, None, size, None, *words)
-        trained = model.run.stage(model.stage) / MODEL_FILE
-        source = replace(model, kind=model.stage, file=trained)
-        return _trained_facts(source, source.segmenter(), size)
+        told = read_metadata(open_session(model.file, threads=1), str(model.file), "whole")
+        total = _size_of(told.variant, told.frame.side)
+        words = ("INT8", "INT8") if model.quantized else (MISSING, MISSING)
+        return ModelFacts(total, None, model.file.stat().st_size, None, *words)
     if model.file is not None and (baseline := described(model.file)) is not None:
-        return _baseline_facts(model.file, baseline)
-    if segmenter is None:
-        raise ValueError(f"{model.name} was opened without its module")
-    if model.kind == "pretrained" or model.run is None:
-        total = sum(parameter.numel() for parameter in _architecture(segmenter).parameters())
-        known = model.kind == "pretrained"
-        parts = ("frozen", "frozen") if known else (MISSING, MISSING)
-        return ModelFacts(total, 0 if known else None, shipped_bytes(model), None, *parts, None)
-    return _trained_facts(model, segmenter, shipped_bytes(model))
-
-
-def shipped_bytes(model: Model) -> int:
-    """Write the model as it is deployed, weigh the file, and remove it."""
-    segmenter = deployable(model.segmenter())
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
-        if model.quantized:
-            save_packed(segmenter, file)
-        else:
-            write_tensors(file, segmenter.state_dict(), {})
-        return file.stat().st_size
-
-
-def published_counterpart(config: RunConfig, kind: str) -> str | None:
-    """Return the paper's model that a stage of a run answers to (``paper.MODELS``), or None.
-
-    Zero-shot models and quantization without training are not in the paper's tables.
-    """
-    if config.baselines is not None:
-        return paper_row(config.baselines)
-    encoder, decoder = config.stage1.encoder, config.stage1.decoder
-    adapted = encoder == "adapters" and config.adapt.method == "adalora" and decoder == "full"
-    if kind == "stage1":
-        if (encoder, decoder) == ("frozen", "full"):
-            return "decoder"
-        lora = encoder == "adapters" and config.adapt.method == "lora"
-        if lora and decoder == "frozen" and config.adapt.rank == 8:
-            return "lora"
-        return "adalora" if adapted else None
-    if kind == "stage2" and adapted:
-        return {"decoder": "dqat", "full": "fullqat"}.get(config.quantize.policy)
-    return None
+        row = baseline_row(baseline.config)
+        return _baseline_facts(model.file, baseline, model.sha256, row).for_tables()
+    segmenter = model.segmenter()
+    total = _size_of(segmenter.variant.name, segmenter.variant.frame.side)
+    if model.kind == "pretrained":
+        return ModelFacts(total, 0, shipped_bytes(segmenter), None, "frozen", "frozen")
+    return ModelFacts(total, None, shipped_bytes(segmenter))
 
 
 def write_facts(folder: Path, name: str, facts: ModelFacts, machine: dict[str, Any]) -> None:
@@ -117,46 +158,43 @@ def read_facts(folder: Path) -> tuple[str, ModelFacts, dict[str, Any]] | None:
         raise DataError(f"{file} is damaged ({error}); delete it or evaluate anew") from error
 
 
-def _baseline_facts(file: Path, said: BaselineFile) -> ModelFacts:
+def _baseline_facts(file: Path, said: BaselineFile, digest: str, paper: str | None) -> StageFacts:
     total = trained_size(file)
     start = "random init" if said.origin.source == "random" else f"init {said.origin.source}"
+    parts = {"all": dict.fromkeys(("total", "start", "pruned"), total)}
     size = file.stat().st_size
-    return ModelFacts(total, total, size, None, f"full, {start}", "full", paper_row(said.config))
+    words = (f"full, {start}", "full")
+    return StageFacts(digest, parts, total, total, {}, "none", size, *words, paper)
 
 
-def _trained_facts(model: Model, segmenter: Segmenter, size: int) -> ModelFacts:
-    if model.run is None:
-        raise ValueError("only a run folder says how a model was trained")
-    config = model.run.config
-    counts = count_parameters(config)
-    kept = sum(
-        # Λ adds one value a rank to the two vectors of AdaLoRA.
-        a.rank * (a.in_features + a.out_features + (1 if hasattr(a, "lam") else 0))
-        for a in adapters(segmenter.image_encoder).values()
-    )
-    at_start = counts["parts"].get("adapters", {}).get("start", 0)
-    encoder, decoder = _trained_words(config)
+def _counted(config: RunConfig, stage: str, file: Path, digest: str) -> StageFacts:
+    segmenter, description = load_model(file)
+    kept = adapter_parameters(adapters(segmenter.image_encoder))
+    parts, _ = count_parts(config, kept)
+    trained = config.stage1.epochs or (stage == "stage2" and config.stage2.epochs)
+    if not trained:
+        # A stage of no epochs is the pretrained model, whatever would have trained.
+        parts = {name: {**part, "start": 0, "pruned": 0} for name, part in parts.items()}
+    encoder, decoder = _trained_words(config) if trained else ("frozen", "frozen")
     bits = _bits(segmenter)
-    if "image_encoder" in bits:
-        encoder += f", {bits['image_encoder']}"
-    if "mask_decoder" in bits:
-        decoder += f", {bits['mask_decoder']}"
-    return ModelFacts(
-        total=counts["total"]["total"] + kept,
-        trainable=counts["total"]["start"] - at_start + kept,
-        bytes=size,
-        encoder=encoder,
-        decoder=decoder,
-        paper=published_counterpart(config, model.kind),
+    return StageFacts(
+        digest,
+        parts,
+        sum(part["total"] for part in parts.values()),
+        sum(part["pruned"] for part in parts.values()),
+        description["ranks"],
+        config.quantize.policy if bits else "none",
+        shipped_bytes(segmenter),
+        ", ".join(filter(None, (encoder, bits.get("image_encoder")))),
+        ", ".join(filter(None, (decoder, bits.get("mask_decoder")))),
+        published_row(config, stage),
     )
 
 
 def _trained_words(config: RunConfig) -> tuple[str, str]:
-    encoder = config.stage1.encoder
-    if encoder == "adapters":
-        name = stage_name(config, "stage1").removesuffix(", encoder only")
-        return name, config.stage1.decoder
-    return encoder, config.stage1.decoder
+    if config.stage1.encoder != "adapters":
+        return config.stage1.encoder, config.stage1.decoder
+    return stage_name(config, "stage1").removesuffix(", encoder only"), config.stage1.decoder
 
 
 def _bits(segmenter: Segmenter) -> dict[str, str]:
@@ -168,21 +206,5 @@ def _bits(segmenter: Segmenter) -> dict[str, str]:
     return {part: "INT" + "/".join(map(str, sorted(bits))) for part, bits in found.items()}
 
 
-def _onnx_total(predictor: Predictor) -> int | None:
-    if not isinstance(predictor, OnnxPredictor):
-        return None
-    metadata = predictor.metadata
-    return _size_of(metadata.variant, metadata.frame.side)
-
-
-def _architecture(segmenter: Segmenter) -> nn.Module:
-    return _fresh(segmenter.variant.name, segmenter.variant.frame.side)
-
-
 def _size_of(variant: str, side: int) -> int:
-    return sum(parameter.numel() for parameter in _fresh(variant, side).parameters())
-
-
-@cache
-def _fresh(variant: str, side: int) -> nn.Module:
-    return random_segmenter(variant, 0, side=side)
+    return parameter_count(random_segmenter(variant, 0, side=side))

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from adalora_qat.checkpoint import provenance
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, read_cases
 from adalora_qat.evaluate.cases import evaluate_cases
-from adalora_qat.evaluate.fingerprint import records_fingerprint
+from adalora_qat.evaluate.journal import records_fingerprint
 from adalora_qat.evaluate.robustness import (
     JITTERS_PX,
     alterations,
@@ -31,12 +32,14 @@ from adalora_qat.evaluate.robustness import (
     evaluate_prompts,
 )
 from adalora_qat.files import write_json, write_text
-from adalora_qat.progress import Progress
-from adalora_qat.study.bench import compare_speed
-from adalora_qat.study.embeddings import remembering
+from adalora_qat.model.predict import TorchPredictor
+from adalora_qat.model.sam import Segmenter
+from adalora_qat.progress import Progress, Watch
+from adalora_qat.report.page import anchor
 from adalora_qat.study.facts import facts_of, read_facts, write_facts
 from adalora_qat.study.models import Model
 from adalora_qat.study.study import ModelFacts
+from adalora_qat.study.timing import compare_speed
 
 STUDY_FILE: Final = "study.json"
 """Names the evaluations that the last report compared: older ones stay beside them."""
@@ -45,16 +48,6 @@ LATENCY_NOTE: Final = (
     "CPU latency: median over {n} images and {rounds} rounds, models in turn, each round in a "
     "fresh process; simulated quantization has none, its integers run in ONNX Runtime."
 )
-
-
-class Watch(Protocol):
-    """Who is told what is going on."""
-
-    def phase(self, name: str) -> None:
-        """Begin a phase."""
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """Report work: done of total."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Bench:
         cases = records_fingerprint(records, [self.target])
         stated = (model.sha256, model.name, cases, machine)
         tag = hashlib.sha256(repr(stated).encode()).hexdigest()[:10]
-        return self.folder / part / f"{slug(model.name)}-{tag}"
+        return self.folder / part / f"{anchor(model.name)}-{tag}"
 
 
 @dataclass(frozen=True)
@@ -97,34 +90,70 @@ class Measured:
     folder: Path
 
 
-def slug(text: str) -> str:
-    """Return a name fit for files and anchors, ``[a-z0-9-]``."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "model"
-
-
 def measure(bench: Bench, models: Sequence[Model]) -> list[Measured]:
     """Evaluate every model on every case with oracle boxes; one model in memory at a time."""
     found = []
     for number, model in enumerate(models, start=1):
         bench.watch.phase(f"{model.name} ({number} of {len(models)})")
-        predictor, segmenter = model.open(cpu=bench.cpu)
         folder = bench.place("cases", model, bench.records)
-        cases = evaluate_cases(
-            predictor,
-            bench.records,
-            [bench.target],
-            "oracle",
-            folder,
-            bench.jobs,
-            bench.watch.progress,
-            save_masks=True,
+        found.append(
+            evaluate_model(
+                model,
+                bench.records,
+                [bench.target],
+                folder,
+                cpu=bench.cpu,
+                jobs=bench.jobs,
+                progress=bench.watch.progress,
+                save_masks=True,
+            )
         )
-        known = read_facts(folder)
-        facts = known[1] if known else facts_of(model, predictor, segmenter)
-        if known is None:
-            write_facts(folder, model.name, facts, machine_of(model, cpu=bench.cpu))
-        found.append(Measured(model, cases, facts, folder))
     return found
+
+
+def evaluate_model(
+    model: Model,
+    records: Sequence[Record],
+    targets: Sequence[str],
+    folder: Path,
+    box: str = "oracle",
+    *,
+    cpu: bool = False,
+    jobs: int = 2,
+    progress: Progress | None = None,
+    save_masks: bool = False,
+) -> Measured:
+    """Evaluate one model into a folder: its cases, and ``model.json`` beside them.
+
+    Parameters
+    ----------
+    records, targets : the cases, and the masks that are segmented.
+    box : as for ``evaluate.boxes.parse_box``.
+    cpu, jobs : where the model runs, and threads for reading and measuring.
+    save_masks : also write the predicted masks.
+    """
+    predictor, _ = model.open(cpu=cpu)
+    cases = evaluate_cases(
+        predictor, records, targets, box, folder, jobs, progress, save_masks=save_masks
+    )
+    known = read_facts(folder)
+    facts = known[1] if known else facts_of(model)
+    if known is None:
+        write_facts(folder, model.name, facts, machine_of(model, cpu=cpu))
+    return Measured(model, cases, facts, folder)
+
+
+def summarise(name: str, cases: pd.DataFrame) -> dict[str, Any]:
+    """Return a model's row: name, dice_mean, dice_std, iou_mean, n and dropped."""
+    dice = cases["dsc"].dropna()
+    return {
+        "name": name,
+        "dice_mean": float(dice.mean()),
+        "dice_std": float(dice.std(ddof=1)) if len(dice) > 1 else 0.0,
+        "iou_mean": float(cases["iou"].dropna().mean()),
+        "n": len(dice),
+        "dropped": len(cases) - len(dice),
+    }
 
 
 def machine_of(model: Model, *, cpu: bool) -> dict[str, Any]:
@@ -209,6 +238,39 @@ def _sweep(
             write_text(whole, found.to_csv(index=False, lineterminator="\n"))
         tables.append(read_cases(whole))
     return pd.concat(tables, ignore_index=True)
+
+
+class RememberingEncoder:
+    """A segmenter's encoder that keeps the embeddings of the images it saw last.
+
+    It takes nearly all of a model's time and does not see the box, of which a sweep tries many.
+
+    Parameters
+    ----------
+    segmenter : in eval mode; answers are the same to the bit.
+    most : embeddings kept (4 MB each for LiteMedSAM); the oldest goes first.
+    """
+
+    def __init__(self, segmenter: Segmenter, most: int) -> None:
+        self.segmenter = segmenter
+        self.most = most
+        self.encoded = 0
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to embeddings (B, D, E, E)."""
+        key = hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self.segmenter.encode(images)
+            self.encoded += 1
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def remembering(segmenter: Segmenter, name: str, most: int) -> TorchPredictor:
+    """Return a predictor that encodes each of ``most`` images once."""
+    return TorchPredictor(segmenter, name, RememberingEncoder(segmenter, most))
 
 
 def _as_one(progress: Progress, steps: int) -> Progress:

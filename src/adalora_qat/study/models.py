@@ -23,6 +23,7 @@ from adalora_qat.baselines.predict import open_baseline
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import DataError, UserError
+from adalora_qat.export.run import deployable
 from adalora_qat.files import sha256_file
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import Segmenter
@@ -30,10 +31,11 @@ from adalora_qat.model.weights import build
 from adalora_qat.predictor import Predictor
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.runtime import OnnxPredictor, open_session
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor, open_session
 
 Kind = Literal["pretrained", "stage1", "ptq", "stage2", "onnx"]
 QUANTIZED: Final[tuple[Kind, ...]] = ("ptq", "stage2")
+STAGES: Final[tuple[Kind, ...]] = ("stage1", *QUANTIZED)
 NESTED_BASELINE: Final = "decoder_only"
 
 
@@ -68,14 +70,9 @@ class Model:
         CheckpointError
             If weights are missing, damaged or of another format.
         """
-        if self.kind == "onnx" and self.file is not None:
-            return OnnxPredictor(self.file, name=self.name), None
-        if self.file is not None and described(self.file) is not None:
-            return open_baseline(self.file, self.name, cpu=cpu), None
-        segmenter = self.segmenter()
-        if not cpu and torch.cuda.is_available():
-            segmenter.to("cuda")
-        return TorchPredictor(segmenter, self.name), segmenter
+        if self.file is not None:
+            return open_file(self.file, self.name, cpu=cpu)
+        return _predictor(self.segmenter(), self.name, cpu=cpu)
 
     def segmenter(self) -> Segmenter:
         """Load the PyTorch module, on the CPU."""
@@ -84,6 +81,29 @@ class Model:
                 raise ValueError("pretrained weights are named by a run's configuration")
             return build(self.run.config.model)[0]
         return load_model(self.file)[0]
+
+
+def open_file(
+    file: Path, name: str, *, cpu: bool = True, merged: bool = False
+) -> tuple[Predictor, Segmenter | None]:
+    """Load an ONNX file, a baseline or a stage's model, as ``Model.open`` does.
+
+    Parameters
+    ----------
+    merged : bring a stage's model into the form that ships, adapters merged.
+    """
+    if file.suffix == ".onnx":
+        return OnnxPredictor(file, name=name), None
+    if described(file) is not None:
+        return open_baseline(file, name, cpu=cpu), None
+    segmenter = load_model(file)[0]
+    return _predictor(deployable(segmenter) if merged else segmenter, name, cpu=cpu)
+
+
+def _predictor(segmenter: Segmenter, name: str, *, cpu: bool) -> tuple[Predictor, Segmenter]:
+    if not cpu and torch.cuda.is_available():
+        segmenter.to("cuda")
+    return TorchPredictor(segmenter, name), segmenter
 
 
 def named(argument: str) -> tuple[str | None, Path]:
@@ -132,7 +152,7 @@ def models_of(arguments: Sequence[str], *, zero_shot: bool = True) -> list[Model
 
 def model_at(path: Path) -> Model:
     """Return the one model that ``evaluate`` takes for a path: a run folder's furthest stage."""
-    models = [m for m in _models_at(path) if path.is_file() or m.kind in ("stage1", *QUANTIZED)]
+    models = [m for m in _models_at(path) if path.is_file() or m.kind in STAGES]
     if not models:
         raise DataError(f"{path} holds no finished stage: train first")
     own = [m for m in models if m.run is None or m.run.path != path / NESTED_BASELINE]
@@ -143,12 +163,12 @@ def _models_at(path: Path) -> list[Model]:
     if path.is_dir():
         return list(_of_run(RunFolder.open(path)))
     if path.suffix == ".onnx":
-        return [_onnx(path, _run_of(path.parent))]
+        return [onnx_model(path, _run_of(path.parent))]
     if path.is_file():
         # RUN/stage1/model.safetensors: the run folder says how it was trained.
         run, stage = _run_of(path.parent.parent), stage_of(path.parent.name)
         if run is not None and stage is not None:
-            return [_stage(run, stage)]
+            return [stage_model(run, stage)]
         baseline = described(path)
         if baseline is not None:
             return [Model(baseline.title, "stage1", path, sha256_file(path))]
@@ -163,31 +183,37 @@ def _of_run(run: RunFolder) -> Iterator[Model]:
         raise DataError(f"{run.path} has no finished stage 1; run `adalora-qat train` to its end")
     if run.config.baselines is not None:
         # Nothing to start from that could segment: its backbone's weights at most.
-        yield _stage(run, "stage1")
+        yield stage_model(run, "stage1")
         return
-    start = json.dumps(run.config.model.model_dump(mode="json"), sort_keys=True)
-    name = "Random weights" if run.config.model.init == "random" else "Zero-shot"
-    yield Model(name, "pretrained", None, hashlib.sha256(start.encode()).hexdigest(), run)
+    yield pretrained(run)
     nested = _run_of(run.path / NESTED_BASELINE)
     if nested is not None and nested.finished("stage1"):
-        yield _stage(nested, "stage1")
-    yield _stage(run, "stage1")
+        yield stage_model(nested, "stage1")
+    yield stage_model(run, "stage1")
     if load_policy(run.config.quantize.policy).rows:
         for stage in QUANTIZED:
             if run.finished(stage):
-                yield _stage(run, stage)
+                yield stage_model(run, stage)
     for file in sorted(run.path.glob("*.onnx")):
         metadata = _metadata(file)
         # Float ONNX files answer as stage 1 does, and halves of a model are no model.
         if metadata is not None and metadata.part == "whole" and metadata.policy != "none":
-            yield _onnx(file, run)
+            yield onnx_model(file, run)
 
 
 def _run_of(folder: Path) -> RunFolder | None:
     return RunFolder.open(folder) if (folder / "config.yaml").is_file() else None
 
 
-def _stage(run: RunFolder, stage: Kind) -> Model:
+def pretrained(run: RunFolder) -> Model:
+    """Return the model that a run started from."""
+    start = json.dumps(run.config.model.model_dump(mode="json"), sort_keys=True)
+    name = "Random weights" if run.config.model.init == "random" else "Zero-shot"
+    return Model(name, "pretrained", None, hashlib.sha256(start.encode()).hexdigest(), run)
+
+
+def stage_model(run: RunFolder, stage: Kind) -> Model:
+    """Return the model of a run's finished stage."""
     file = run.stage(stage) / MODEL_FILE
     quantized = stage in QUANTIZED and bool(load_policy(run.config.quantize.policy).rows)
     return Model(
@@ -195,7 +221,8 @@ def _stage(run: RunFolder, stage: Kind) -> Model:
     )
 
 
-def _onnx(file: Path, run: RunFolder | None) -> Model:
+def onnx_model(file: Path, run: RunFolder | None) -> Model:
+    """Return an ONNX file, with the stage of ``run`` that it was exported from if that is there."""
     metadata = ModelMetadata.from_props(
         open_session(file).get_modelmeta().custom_metadata_map, str(file)
     )
@@ -213,7 +240,7 @@ def _onnx(file: Path, run: RunFolder | None) -> Model:
 
 def stage_of(folder: str) -> Kind | None:
     """Return the stage that a folder's name stands for, or None."""
-    return next((stage for stage in ("stage1", *QUANTIZED) if stage == folder), None)
+    return next((stage for stage in STAGES if stage == folder), None)
 
 
 def _metadata(file: Path) -> ModelMetadata | None:
@@ -239,6 +266,8 @@ def _first_stage_name(config: RunConfig) -> str:
     if config.baselines is not None:
         return title_of(config.baselines)
     encoder, decoder = config.stage1.encoder, config.stage1.decoder
+    if not config.stage1.epochs:
+        return "Nothing trained"
     if encoder == "frozen":
         return "Decoder fine-tuning" if decoder == "full" else "Nothing trained"
     only = "" if decoder == "full" else ", encoder only"

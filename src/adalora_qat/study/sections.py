@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +14,13 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.evaluate.mask_files import load_truth, mask_path
 from adalora_qat.imaging.geometry import load_image, load_mask, to_grey_uint8
 from adalora_qat.report.case_figures import OutlinedCase, agreement, outlines, worst_ids
-from adalora_qat.report.figures import learning_curves, ranks_by_layer
 from adalora_qat.report.page import (
     Block,
     Case,
     Figure,
     Gallery,
     Section,
+    anchor,
     case_table,
     drawn,
     reduced,
@@ -35,9 +35,15 @@ from adalora_qat.report.weight_error import (
     weight_error_statistics,
     weight_error_table,
 )
-from adalora_qat.study.measure import Bench, Measured, slug, some
+from adalora_qat.study.history import (
+    STAGE_NAMES,
+    curves_figure,
+    rank_history,
+    ranks_figure,
+    training_history,
+)
+from adalora_qat.study.measure import Bench, Measured, some
 from adalora_qat.study.models import stage_name
-from adalora_qat.study.run_report import STAGE_NAMES, rank_history, training_history
 from adalora_qat.study.weights import layer_weights, telling_layers
 
 SSIM_SIDE: Final = 1024
@@ -65,7 +71,7 @@ class Roles:
     def distinct(self) -> list[Measured]:
         """The three, each once, in order."""
         each = (self.baseline, self.reference, self.quantized)
-        return list({m.model.name: m for m in each}.values())
+        return list(_by_name(each).values())
 
 
 def roles_of(found: Sequence[Measured], baseline: str) -> Roles:
@@ -80,23 +86,42 @@ def roles_of(found: Sequence[Measured], baseline: str) -> Roles:
     return Roles(base, reference, quantized)
 
 
-def load_case(bench: Bench, record: Record, shown: Sequence[Measured]) -> Case | None:
-    """Read an image with its truth and masks; None where a model has no mask of it."""
-    paths = {m.model.name: mask_path(m.folder, record.id, bench.target) for m in shown}
+def load_case(
+    record: Record,
+    target: str,
+    shown: Mapping[str, Measured],
+    metrics: Sequence[str] = SHOWN_METRICS,
+) -> Case | None:
+    """Read an image with its truth, brought to the image's size, and what models made of it.
+
+    Parameters
+    ----------
+    shown : name on the page → a model that was measured with masks kept.
+    metrics : columns of the per-case table that the page shows.
+
+    Returns
+    -------
+    The case, at its original size; None where a model has no mask of it.
+    """
+    paths = {name: mask_path(m.folder, record.id, target) for name, m in shown.items()}
     if not all(path.is_file() for path in paths.values()):
         return None
     image = to_grey_uint8(load_image(record.image))
-    truth, _ = load_truth(record, bench.target, image.shape)
-    rows = {m.model.name: m.cases[m.cases["id"] == record.id].iloc[0] for m in shown}
-    metrics = {
-        name: {key: float(row[key]) for key in SHOWN_METRICS if pd.notna(row[key])}
+    truth, _ = load_truth(record, target, image.shape)
+    rows = {name: m.cases[m.cases["id"] == record.id].iloc[0] for name, m in shown.items()}
+    values = {
+        name: {key: float(row[key]) for key in metrics if pd.notna(row[key])}
         for name, row in rows.items()
     }
     first = next(iter(rows.values()))
     x0, y0, x1, y1 = (float(first[f"box_{edge}"]) for edge in ("x0", "y0", "x1", "y1"))
     facts = {"source": record.source, **({"class": record.label} if record.label else {})}
     masks = {name: load_mask(path) for name, path in paths.items()}
-    return Case(record.id, image, truth, masks, metrics, facts, (x0, y0, x1, y1))
+    return Case(record.id, image, truth, masks, values, facts, (x0, y0, x1, y1))
+
+
+def _by_name(shown: Sequence[Measured]) -> dict[str, Measured]:
+    return {m.model.name: m for m in shown}
 
 
 def similarity_section(bench: Bench, roles: Roles) -> Section:
@@ -105,7 +130,7 @@ def similarity_section(bench: Bench, roles: Roles) -> Section:
     names = (base.model.name, quantized.model.name)
     rows = []
     for record in telling_cases(bench.records, base, quantized):
-        case = load_case(bench, record, [base, quantized])
+        case = load_case(record, bench.target, _by_name([base, quantized]))
         if case is None or case.truth is None:
             continue
         small = reduced(case, side=SSIM_SIDE)
@@ -195,36 +220,20 @@ def training_section(runs: Sequence[RunFolder]) -> Section:
         first = f"Stage 1: {stage_name(run.config, 'stage1')}"
         history["stage"] = history["stage"].replace(STAGE_NAMES["stage1"], first)
         if not history.empty:
-            blocks.append(
-                drawn(
-                    f"curves-{slug(name)}",
-                    f"Loss and Dice, {name}",
-                    "whether Dice holds at the dotted line, where weights and activations become "
-                    "integers, and whether it still rises at the end.",
-                    f"Training loss and validation Dice by epoch; the loss falls from "
-                    f"{history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}.",
-                    learning_curves(history),
-                )
+            look = (
+                "whether Dice holds at the dotted line, where weights and activations become "
+                "integers, and whether it still rises at the end."
             )
+            blocks.append(curves_figure(history, look, name))
         if not ranks.empty:
-            blocks += _rank_blocks(name, ranks)
+            blocks += [ranks_figure(ranks, name), _rank_table(name, ranks)]
         moved = _movement(run, name)
         blocks += [moved] if moved else []
     return Section("training", "Training", tuple(blocks))
 
 
-def _rank_blocks(name: str, ranks: pd.DataFrame) -> list[Block]:
+def _rank_table(name: str, ranks: pd.DataFrame) -> Table:
     grid = ranks.pivot_table(index="layer", columns="epoch", values="rank", sort=False)
-    last = grid.iloc[:, -1]
-    figure = drawn(
-        f"ranks-{slug(name)}",
-        f"Ranks by layer, {name}",
-        "which layers keep their rank while the budget they share shrinks: there, adaptation "
-        "matters most.",
-        f"Rank of {len(grid)} layers at the start and after each pruning; at the end from "
-        f"{last.min():.0f} to {last.max():.0f}, {last.mean():.1f} on average.",
-        ranks_by_layer(ranks),
-    )
     heads = [f"epoch {epoch}" if epoch else "start" for epoch in grid.columns]
     rows: list[tuple[Value, ...]] = [
         (str(layer), *(int(rank) for rank in values))
@@ -232,8 +241,7 @@ def _rank_blocks(name: str, ranks: pd.DataFrame) -> list[Block]:
     ]
     columns = (Column("Layer"), *(Column(head) for head in heads))
     caption = "Rank at the start and after each pruning; one budget serves all layers."
-    table = Table(f"rank-table-{slug(name)}", f"Ranks, {name}", caption, columns, tuple(rows))
-    return [figure, table]
+    return Table(f"rank-table-{anchor(name)}", f"Ranks, {name}", caption, columns, tuple(rows))
 
 
 def _movement(run: RunFolder, name: str) -> str | None:
@@ -292,7 +300,7 @@ def worst_section(bench: Bench, roles: Roles) -> Section:
     by_id = {record.id: record for record in bench.records}
     cases = []
     for name in worst_ids(roles.quantized.cases, model, count=WORST):
-        case = load_case(bench, by_id[name], shown)
+        case = load_case(by_id[name], bench.target, _by_name(shown))
         if case is None:
             continue
         small = reduced(case, side=OUTLINE_SIDE)
@@ -343,7 +351,8 @@ def gallery_of(bench: Bench, roles: Roles, most: int) -> tuple[Gallery, Table] |
     kept = worst | set(spread[: max(0, most - len(worst))])
     cases = []
     for number, record in enumerate(bench.records, start=1):
-        if record.id in kept and (case := load_case(bench, record, shown)) is not None:
+        case = load_case(record, bench.target, _by_name(shown)) if record.id in kept else None
+        if case is not None:
             cases.append(reduced(case, compared))
         bench.watch.progress(number, len(bench.records), "pictures")
     if not cases:

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
-from adalora_qat.config import QuantizeConfig
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, write_tensors
+from adalora_qat.config import QuantizeConfig, RunConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.export.kernels import all_graphs
 from adalora_qat.export.run import deployable
-from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box
+from adalora_qat.imaging.geometry import boxes_to_model, image_to_model, mask_box_inclusive
 from adalora_qat.model.sam import VARIANTS, Segmenter, random_segmenter
 from adalora_qat.model.weights import save_weights
 from adalora_qat.phantom.phantom import phantom
@@ -34,7 +35,7 @@ from adalora_qat.quantize.pack import read_header, save_packed
 from adalora_qat.quantize.policy import Policy, load_policy, parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare, quantized_layers
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.runtime import open_session
+from adalora_qat.runtime.onnx_predictor import open_session
 
 STAGES = ("stage2", "ptq", "stage1")
 # What is in a file beside its weights: names, shapes, the policy, an ONNX file's operators.
@@ -137,6 +138,53 @@ def packed_size(segmenter: Segmenter, policy: Policy | None, what: str, keep: Pa
     return _counted(what, name, keep.stat().st_size, safetensors_entries(keep), fp32)
 
 
+def shipped_bytes(segmenter: Segmenter) -> int:
+    """Return the bytes of a model as it is deployed, without any words about its training.
+
+    Parameters
+    ----------
+    segmenter : as ``load_model`` returns it; changed in place.
+    """
+    deployable(segmenter)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / MODEL_FILE
+        if integer_layers(segmenter):
+            save_packed(segmenter, file)
+        else:
+            write_tensors(file, segmenter.state_dict(), {})
+        return file.stat().st_size
+
+
+def weight_bytes(config: RunConfig) -> dict[str, int]:
+    """Return the bytes of the whole model's parameters by precision, adapters merged.
+
+    Float32, bfloat16, and the recipe's policy: integers for the weights that it quantizes,
+    float32 for all else. Scales and file headers are not in it; ``size`` weighs real files.
+    """
+    segmenter = random_segmenter(config.model.variant, config.seed, side=config.model.side)
+    whole = parameter_count(segmenter)
+    found = {"float32": 4 * whole, "bfloat16": 2 * whole}
+    policy = load_policy(config.quantize.policy)
+    if not policy.rows:
+        return found
+    fold_batch_norms(segmenter)
+    parameters = dict(segmenter.named_parameters())
+    saved = 0.0
+    for name, numerics in policy.with_options(config.quantize).assign(segmenter).items():
+        if numerics.weight is not None:
+            weight = parameters[name if name in parameters else f"{name}.weight"]
+            saved += weight.numel() * (4 - numerics.weight.bits / 8)
+    return {
+        **found,
+        f"policy {config.quantize.policy}": round(4 * parameter_count(segmenter) - saved),
+    }
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return how many parameters a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 @torch.no_grad()
 def quantize_on_phantom(
     segmenter: Segmenter,
@@ -147,8 +195,12 @@ def quantize_on_phantom(
     """Quantize a float model in place by what it sees on one phantom, and return it.
 
     Every layer gets the scales that it would have after a calibration, with other values: the
-    same bytes, another accuracy. For counting only. With a ``branch_rank`` the layers that
-    ``quantize.compensate`` would give branches get empty ones; ``options`` are the recipe's.
+    same bytes, another accuracy. For counting only.
+
+    Parameters
+    ----------
+    branch_rank : of empty branches for the layers that ``quantize.compensate`` would give some.
+    options : of quantization, the recipe's.
     """
     fold_batch_norms(segmenter)
     if not policy.rows:
@@ -157,7 +209,8 @@ def quantize_on_phantom(
     observe(segmenter)
     made = phantom(0)
     image, frame_map = image_to_model(made.image, segmenter.variant.frame)
-    box = boxes_to_model(mask_box(made.masks["left_lung"])[None], frame_map).astype(np.float32)
+    drawn = mask_box_inclusive(made.masks["left_lung"])[None]
+    box = boxes_to_model(drawn, frame_map).astype(np.float32)
     segmenter.eval()(torch.from_numpy(image)[None], torch.from_numpy(box)[None])
     if branch_rank:
         layers = compensable(segmenter, QuantizeConfig(compensate="loftq"))

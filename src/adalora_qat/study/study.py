@@ -20,7 +20,7 @@ from adalora_qat.evaluate.comparison import Comparison, verdict
 from adalora_qat.evaluate.metrics import METRICS
 from adalora_qat.evaluate.summaries import POOLED, summarize
 from adalora_qat.files import write_json, write_text
-from adalora_qat.report.paper import ABLATIONS, ATTRIBUTION, MODELS, PublishedModel, published_key
+from adalora_qat.report.paper import ABLATIONS, ATTRIBUTION, MODELS, PublishedModel
 from adalora_qat.report.tables import (
     MISSING,
     Column,
@@ -32,7 +32,6 @@ from adalora_qat.report.tables import (
 )
 
 SCORES: Final = ("dsc", "iou", "nsd_deepmind2d_2px", "nsd_medsam_2px")
-GUESS: Final = "guess from the name"
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ class ModelFacts:
     latency_ms: float | None = None
     encoder: str = MISSING
     decoder: str = MISSING
-    paper: str | None = GUESS
+    paper: str | None = None
 
     def __post_init__(self) -> None:
-        if self.paper not in (None, GUESS) and self.paper not in {*MODELS, *ABLATIONS}:
+        if self.paper is not None and self.paper not in {*MODELS, *ABLATIONS}:
             raise DataError(
                 f"paper={self.paper!r} is no published model; known: "
                 f"{', '.join(sorted({*MODELS, *ABLATIONS}))}"
@@ -181,7 +180,7 @@ def segmentation_table(study: Study) -> Table:
     for model in study.models:
         part = study.cases[study.cases["model"] == model]
         found = {name: summarize(part[name]) for name in SCORES}
-        dice, paper = found["dsc"], _published(model, study.facts[model])
+        dice, paper = found["dsc"], MODELS.get(study.facts[model].paper or "")
         cells: list[Value] = [model, dice.n, dice.dropped]
         cells += [Spread(found[name].mean, found[name].sd) for name in SCORES]
         cells += [f"{dice.median:.4f} [{dice.q1:.4f}, {dice.q3:.4f}]" if dice.n else None]
@@ -251,7 +250,7 @@ def efficiency_table(study: Study) -> Table:
     rows: list[tuple[Value, ...]] = []
     for model in study.models:
         facts = study.facts[model]
-        paper = _published(model, facts) or PublishedModel(model)
+        paper = MODELS.get(facts.paper or "", PublishedModel(model))
         rows.append(
             (
                 model, _over(facts.total, 1e6), _over(facts.trainable, 1e6), _reduction(facts),
@@ -282,8 +281,7 @@ def ablation_table(study: Study) -> Table:
         share = None
         if facts.total and facts.trainable is not None:
             share = 100 * facts.trainable / facts.total
-        key = _key(model, facts)
-        paper = ABLATIONS.get(key) if key else None
+        paper = ABLATIONS.get(facts.paper or "")
         theirs: list[Value] = (
             [paper.method, paper.train_percent, paper.dice_percent] if paper else [None] * 3
         )
@@ -291,15 +289,6 @@ def ablation_table(study: Study) -> Table:
         rows.append((*ours, _dice_percent(study, model), *theirs))
     caption = f"Train (%): trained parameters of all parameters. {ATTRIBUTION}"
     return Table("table-3-ablation", "Component-wise ablation", caption, columns, tuple(rows))
-
-
-def _published(model: str, facts: ModelFacts) -> PublishedModel | None:
-    key = _key(model, facts)
-    return MODELS.get(key) if key else None
-
-
-def _key(model: str, facts: ModelFacts) -> str | None:
-    return published_key(model) if facts.paper == GUESS else facts.paper
 
 
 def _dice_percent(study: Study, model: str) -> float:

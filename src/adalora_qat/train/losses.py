@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def summable(values: Tensor) -> Tensor:
+    """Return values in float32 at least: sums over 65,536 pixels want it."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def bce_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Binary cross-entropy of each sample, (B,), averaged over its valid pixels.
 
@@ -98,6 +103,6 @@ def divergence(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 def relative_error(values: Tensor, target: Tensor) -> Tensor:
     """Squared error of each sample's features, (B,), as a share of the target's mean square."""
-    values, target = values.flatten(1).to(torch.float32), target.flatten(1).to(torch.float32)
+    values, target = summable(values.flatten(1)), summable(target.flatten(1))
     size = target.square().mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     return (values - target).square().mean(dim=1) / size

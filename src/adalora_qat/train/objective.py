@@ -23,6 +23,7 @@ from adalora_qat.train.losses import (
     one_by_one,
     over_known,
     relative_error,
+    summable,
 )
 
 Entry = Literal["image", "stem", "embedding"]
@@ -90,10 +91,9 @@ class Objective(nn.Module):
         embeddings, logits, predicted_iou = self.answer(
             tensors["inputs"], tensors["boxes"], tensors.get("structures")
         )
-        # Sums over 65,536 pixels want float32, whatever the forward pass computed in.
-        logits = logits.to(torch.float32)
+        logits, predicted_iou = summable(logits), summable(predicted_iou)
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
-        weights, predicted_iou = tensors["weights"], predicted_iou.to(torch.float32)
+        weights = tensors["weights"]
         if "known" in tensors:
             each = known_losses(
                 logits, predicted_iou, truth, valid, tensors["known"], tensors["merged"],
@@ -140,8 +140,8 @@ class Objective(nn.Module):
         logits, _ = self.logits(tensors["inputs"], tensors["boxes"], tensors.get("structures"))
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
         if "known" in tensors:
-            return over_known(hard_dice, logits.float(), truth, valid, tensors["known"])
-        return hard_dice(logits.to(torch.float32), truth, valid)
+            return over_known(hard_dice, logits, truth, valid, tensors["known"])
+        return hard_dice(logits, truth, valid)
 
     def _distillation(
         self,
@@ -154,7 +154,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             known = teacher.encode(tensors["inputs"])
             target, _ = teacher.decode(known, tensors["boxes"], tensors.get("structures"))
-        loss = self.weights.distill * divergence(logits, target.to(torch.float32), valid)
+        loss = self.weights.distill * divergence(logits, summable(target), valid)
         loss = loss + self.weights.embeddings * relative_error(embeddings, known)
         return (tensors["weights"] * loss).sum()
 

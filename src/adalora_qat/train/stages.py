@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,14 @@ from adalora_qat.checkpoint import (
     write_provenance,
 )
 from adalora_qat.corpus.records import Record
-from adalora_qat.errors import ConfigError, DataError
+from adalora_qat.errors import DataError
 from adalora_qat.files import write_json, write_text
-from adalora_qat.model.fast_attention import install_best
-from adalora_qat.model.sam import Segmenter, VitImageEncoder
-from adalora_qat.model.tiny_vit import TRITON, TinyViT, fuse_windows
+from adalora_qat.model.sam import Segmenter
 from adalora_qat.model.weights import build
 from adalora_qat.progress import Progress
-from adalora_qat.quantize.accounting import lambda_movement, lambdas
 from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
+from adalora_qat.quantize.movement import lambda_movement, lambdas
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.samples.cache import PlaneCache
@@ -45,8 +43,10 @@ from adalora_qat.train.features import Features, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history
 from adalora_qat.train.loop import Loop, resumed_ranks
-from adalora_qat.train.objective import LossWeights, Objective
-from adalora_qat.train.processes import accelerator_for, autocast_dtype
+from adalora_qat.train.memory import bytes_kept, free_memory, parts_that_fit, peak_bytes
+from adalora_qat.train.objective import Entry, LossWeights, Objective
+from adalora_qat.train.placement import compile_mode, place
+from adalora_qat.train.processes import accelerator_for
 from adalora_qat.train.sampling import MicroBatch, plan_epoch
 from adalora_qat.train.selection import (
     choose_trainable_stage1,
@@ -72,6 +72,7 @@ class Resources:
     track : trackers that are told the losses too: "tensorboard", "mlflow".
     on_step : told after each optimizer step.
     progress : told about other long work, as (done, total, what).
+    tell : told, in a sentence, what was decided for want of memory.
     """
 
     cpu: bool = False
@@ -82,6 +83,7 @@ class Resources:
     track: tuple[str, ...] = ()
     on_step: Callable[[StepReport], None] | None = None
     progress: Progress | None = None
+    tell: Callable[[str], None] | None = None
 
 
 class Training:
@@ -124,19 +126,12 @@ class Training:
         choose_trainable_stage1(segmenter, config)
         if self.accelerator.is_main_process:
             write_provenance(self.run, {"weights": vars(origin), "config": config.name})
-        settings = FitSettings(
-            stage="stage1",
-            epochs=config.stage1.epochs,
-            batch_size=config.stage1.batch_size,
-            accumulate=config.stage1.accumulate,
-            seed=config.seed,
-            clip_norm=config.stage1.clip_norm,
-            warmup_steps=config.stage1.warmup_steps,
-            cosine=config.stage1.lr_decay == "cosine",
-            patience=config.stage1.patience,
-            ema=config.stage1.ema,
-            adapt=config.adapt if config.stage1.encoder == "adapters" else None,
-            checkpoint_seconds=self.resources.checkpoint_seconds,
+        settings = FitSettings.of(
+            "stage1",
+            config.stage1,
+            config.seed,
+            self.resources.checkpoint_seconds,
+            config.adapt if config.stage1.encoder == "adapters" else None,
         )
         weights = LossWeights(config.stage1.lambda_ortho, config.stage1.lambda_iou)
         loop = self._loop(segmenter, settings, weights, parameter_groups(segmenter, config))
@@ -173,20 +168,9 @@ class Training:
             return
         before = lambdas(segmenter)
         choose_trainable_stage2(segmenter, config)
-        settings = FitSettings(
-            stage="stage2",
-            epochs=config.stage2.epochs,
-            batch_size=config.stage2.batch_size,
-            accumulate=config.stage2.accumulate,
-            # Another order than stage 1's.
-            seed=config.seed + 1,
-            clip_norm=config.stage2.clip_norm,
-            warmup_steps=config.stage2.warmup_steps,
-            cosine=config.stage2.lr_decay == "cosine",
-            patience=config.stage2.patience,
-            ema=config.stage2.ema,
-            checkpoint_seconds=self.resources.checkpoint_seconds,
-        )
+        # Another order than stage 1's.
+        seed, seconds = config.seed + 1, self.resources.checkpoint_seconds
+        settings = FitSettings.of("stage2", config.stage2, seed, seconds)
         weights = LossWeights(
             distill=config.stage2.distill, embeddings=config.stage2.distill_embeddings
         )
@@ -226,49 +210,68 @@ class Training:
         weights: LossWeights,
         groups: list[dict[str, Any]],
     ) -> Loop:
+        """Set a fit up: the model on its device, samples, loss and optimizer."""
         device = self.accelerator.device
-        segmenter.to(device)
-        if self.config.gradient_checkpointing:
-            recompute_activations(segmenter)
-        if device.type == "cuda":
-            segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        kernel, dtype = None, autocast_dtype(self.config.precision)
-        if self.config.attention == "auto":
-            kernel = install_best(segmenter, device, dtype)
-        if isinstance(segmenter.image_encoder, TinyViT):
-            fused = self.config.attention == "auto" and TRITON
-            fuse_windows(segmenter.image_encoder, fused)
-            served = fused and device.type == "cuda" and dtype != torch.float32
-            kernel = "triton" if served else None
+        kernel = place(segmenter, self.config, device)
         train, val = self._dataset(segmenter, "train"), self._dataset(segmenter, "val")
-        entry = entry_for(
-            segmenter,
-            augmented=self.config.data.augment.enabled,
-            stem_moves=settings.stage == "stage2" and "scales" in self.config.stage2.train,
-        )
-        if bytes_needed(segmenter, entry, len(train) + len(val)) > self.resources.feature_bytes:
-            entry = "image"
-        teacher = None
-        if weights.needs_teacher:
-            # It computes its own features, from the images.
-            teacher, entry = self._teacher(), "image"
+        teacher = self._teacher() if weights.needs_teacher else None
+        # A teacher computes its own features, from the images.
+        entry = "image" if teacher else self._entry(segmenter, settings, len(train) + len(val))
         objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
+        train_feed, val_feed = (
+            Feed(data, self._features(objective, data), self.resources.workers)
+            for data in (train, val)
+        )
+        settings = self._in_memory(settings, objective, train_feed)
         mode = None
         if self.config.compile:
             mode = compile_mode(objective, device, self.accelerator.num_processes)
             objective.compile(mode=mode)
-        self._stamp(settings.stage, attention=kernel or "sdpa", compiled=mode)
+        self._stamp(settings.stage, attention=kernel, compiled=mode)
         return Loop(
             settings,
             objective,
             # One kernel for all parameters, where there is one.
             torch.optim.AdamW(groups, fused=device.type == "cuda"),
             self.accelerator,
-            Feed(train, self._features(objective, train), self.resources.workers),
-            Feed(val, self._features(objective, val), self.resources.workers),
+            train_feed,
+            val_feed,
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
+
+    def _in_memory(self, settings: FitSettings, objective: Objective, train: Feed) -> FitSettings:
+        """Share out a step that a CPU's memory does not hold; the step stays the same.
+
+        On a GPU the allocator says when it is full, and the loop then says what would fit.
+        """
+        free = free_memory()
+        alone = self.accelerator.num_processes == 1
+        if self.accelerator.device.type != "cpu" or not alone or free is None:
+            return settings
+        tensors, _ = train.batch(MicroBatch((0,), (1.0,)), self.accelerator.device)
+        with self.accelerator.autocast():
+            each = bytes_kept(objective, tensors)
+        images, accumulate = settings.batch_size, settings.accumulate
+        parts = parts_that_fit(images, accumulate, each, free)
+        if self.resources.tell is not None:
+            self.resources.tell(
+                f"{settings.stage}: about {peak_bytes(images // parts, each) / 1e9:.1f} GB for "
+                f"{images // parts} images at once, {free / 1e9:.1f} GB are free"
+                + (f" ({images // accumulate} would take too much)" if parts > accumulate else "")
+            )
+        objective.accumulate = parts
+        return replace(settings, accumulate=parts)
+
+    def _entry(self, segmenter: Segmenter, settings: FitSettings, images: int) -> Entry:
+        """Return where samples enter: behind the frozen prefix, if its features can be kept."""
+        entry = entry_for(
+            segmenter,
+            augmented=self.config.data.augment.enabled,
+            stem_moves=settings.stage == "stage2" and "scales" in self.config.stage2.train,
+        )
+        fits = bytes_needed(segmenter, entry, images) <= self.resources.feature_bytes
+        return entry if fits else "image"
 
     def _teacher(self) -> Segmenter:
         """Return stage 1's model as it was, in full precision."""
@@ -365,35 +368,3 @@ class Training:
             save_model(segmenter, folder / MODEL_FILE, self.config, stage)
             remove_checkpoints(loop.folder)
         self.accelerator.wait_for_everyone()
-
-
-def compile_mode(objective: Objective, device: torch.device, processes: int) -> str:
-    """Return the mode of ``torch.compile`` for an objective.
-
-    CUDA graphs ("reduce-overhead") where launching takes longer than computing: TinyViT, and
-    any decoder on kept embeddings. Not with several processes or accumulated gradients, whose
-    gradients live on from one graph to the next.
-    """
-    if processes > 1:
-        # DDP's hooks would cut the graph at every bucket, of which these few gradients need none.
-        torch._dynamo.config.optimize_ddp = False
-    short = isinstance(objective.segmenter.image_encoder, TinyViT) or objective.entry == "embedding"
-    alone = device.type == "cuda" and processes == 1 and objective.accumulate == 1
-    return "reduce-overhead" if short and alone else "default"
-
-
-def recompute_activations(segmenter: Segmenter) -> None:
-    """Let a ViT encoder keep the inputs of its layers only, and compute the rest again.
-
-    Raises
-    ------
-    ConfigError
-        If the encoder is no ViT.
-    """
-    if not isinstance(segmenter.image_encoder, VitImageEncoder):
-        raise ConfigError(
-            f"gradient_checkpointing is for the ViT encoders of SAM, not for "
-            f"{segmenter.variant.name}; set gradient_checkpointing=false, and stage1.accumulate "
-            "to save memory"
-        )
-    segmenter.image_encoder.recompute = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from adalora_qat.config import AdaptConfig
+from adalora_qat.config import AdaptConfig, Stage1Config, Stage2Config
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,31 @@ class FitSettings:
     adapt: AdaptConfig | None = None
     """Prunes ranks as this says; None leaves them as they are."""
     checkpoint_seconds: float = 60.0
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        section: Stage1Config | Stage2Config,
+        seed: int,
+        checkpoint_seconds: float,
+        adapt: AdaptConfig | None = None,
+    ) -> FitSettings:
+        """Return what a stage's section of the recipe says."""
+        return cls(
+            stage=stage,
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            accumulate=section.accumulate,
+            seed=seed,
+            clip_norm=section.clip_norm,
+            warmup_steps=section.warmup_steps,
+            cosine=section.lr_decay == "cosine",
+            patience=section.patience,
+            ema=section.ema,
+            adapt=adapt,
+            checkpoint_seconds=checkpoint_seconds,
+        )
 
 
 @dataclass

@@ -1,0 +1,35 @@
+"""Names that ``vulture`` takes for unused, and who uses them. Never imported or run."""
+
+# Read by libraries whose objects they are set on.
+_.deep_supervision  # nnU-Net's network
+_.num_epochs, _.num_val_iterations_per_epoch, _.save_every  # nnU-Net's trainer
+_.benchmark, _.allow_tf32  # torch.backends
+_.optimize_ddp  # torch._dynamo.config
+_._attn_implementation  # transformers' configuration
+_.optimized_model_filepath, _.enable_cpu_mem_arena, _.enable_mem_pattern  # onnxruntime
+_.log_severity_level, _.intra_op_num_threads  # onnxruntime
+
+# Given by the caller's contract, whether used or not.
+_.trace  # of __exit__
+_.tensorboard, _.mlflow  # choices of a command line option
+
+# Columns of tables and fields of JSON that are written by name, and read by people.
+_.definition, _.median_difference, _.dice_mean, _.transfer_syntax
+_.href  # by a template
+
+# Written into files for whoever opens them.
+_.min_onnxruntime
+
+# Called by Python and notebooks.
+_.__getattr__, _.__dir__, _._repr_png_
+
+# Called by name, from a table of metrics or by users of the Python interface.
+_.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
+_.InteractivePredictor, _.warm_up
+_.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
+
+# Tests alone use these: not needed by anything that runs, so to be deleted with their tests.
+_.write_history_csv
+
+# The other half of ``p_above``, which a test of a margin would miss.
+_.p_below
