@@ -107,32 +107,32 @@ def work(
         started = time.perf_counter()
         lost = False
         try:
-            answer = run(row, results)
+            figures = run(row, results)
         except Exception as problem:
-            answer = {"error": f"{type(problem).__name__}: {str(problem)[:400]}"}
+            figures = {"error": f"{type(problem).__name__}: {str(problem)[:400]}"}
             lost = "CUDA error" in str(problem)
-        answer["row_s"] = round(time.perf_counter() - started, 1)
-        save(file, results, row, answer)
-        print(f"{row}: {json.dumps(answer)}", flush=True)
+        figures["row_s"] = round(time.perf_counter() - started, 1)
+        save(file, results, row, figures)
+        print(f"{row}: {json.dumps(figures)}", flush=True)
         if lost:
             sys.exit(3)
 
 
-def save(file: Path, results: Results, row: str, answer: Results) -> None:
+def save(file: Path, results: Results, row: str, figures: Results) -> None:
     """Record a row."""
-    results["rows"][row] = answer
+    results["rows"][row] = figures
     file.write_text(json.dumps(results, indent=1))
 
 
 def table(results: Results) -> Iterator[str]:
     """Yield the lines of a table, one a row."""
     yield json.dumps(results["machine"])
-    for row, answer in results["rows"].items():
-        if "images_per_s" not in answer:
-            yield f"{row:56s} {json.dumps(answer)}"
+    for row, figures in results["rows"].items():
+        if "images_per_s" not in figures:
+            yield f"{row:56s} {json.dumps(figures)}"
             continue
-        errors = [f"{key} {answer[key]:.1e}" for key in answer if "error" in key and answer[key]]
-        speed = f"{answer['images_per_s']:7.1f} images/s {answer['peak_gb']:6.1f} GB"
+        errors = [f"{key} {figures[key]:.1e}" for key in figures if "error" in key and figures[key]]
+        speed = f"{figures['images_per_s']:7.1f} images/s {figures['peak_gb']:6.1f} GB"
         yield f"{row:56s} {speed}  {'  '.join(errors)}"
 
 

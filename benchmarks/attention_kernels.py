@@ -156,13 +156,13 @@ def library_time(
         out = forward()
         torch.autograd.grad(out, (q, k, v), out)
 
-    answers: list[Any] = []
+    times: list[Any] = []
     for step in (forward, both):
         try:
-            answers.append(round(timed(step, 10, 3)[0] * 1e3, 3))
+            times.append(round(timed(step, 10, 3)[0] * 1e3, 3))
         except Exception as problem:  # not every kernel takes every width
-            answers.append(f"{type(problem).__name__}: {str(problem)[:80]}")
-    return answers
+            times.append(f"{type(problem).__name__}: {str(problem)[:80]}")
+    return times
 
 
 def compile_tiles(part: int, parts: int) -> None:

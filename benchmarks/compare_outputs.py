@@ -74,7 +74,7 @@ def _compared(a: Path, b: Path) -> Iterator[str]:
     elif a.suffix == ".html":
         yield from _pages(a.read_text("utf-8"), b.read_text("utf-8"))
     elif a.suffix == ".onnx":
-        yield from _answers(a, b)
+        yield from _outputs(a, b)
     elif a.suffix == ".safetensors":
         yield from () if a.read_bytes() == b.read_bytes() else ("other bytes",)
     else:
@@ -179,8 +179,8 @@ def _pages(a: str, b: str) -> Iterator[str]:
             yield f"{one[0]}: {_short(one[1])} before, {_short(other[1])} after"
 
 
-def _answers(a: Path, b: Path) -> Iterator[str]:
-    """Compare what two exported models answer to one synthetic image with one box."""
+def _outputs(a: Path, b: Path) -> Iterator[str]:
+    """Compare the outputs of two exported models for one synthetic image with one box."""
     quiet = ort.SessionOptions()
     quiet.log_severity_level = 3
     sessions = [ort.InferenceSession(path, quiet) for path in (a, b)]

@@ -25,9 +25,8 @@ from adalora_qat.errors import UserError
 from adalora_qat.files import write_json
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.geometry import to_grey
-from adalora_qat.imaging.radiograph import read_radiograph
+from adalora_qat.imaging.radiograph import SUFFIXES, read_radiograph
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
-from adalora_qat.runtime.segment import SUFFIXES
 
 Pixels = NDArray[Any]
 PHOTOGRAPHS = (
@@ -57,9 +56,9 @@ def main() -> None:
     predictor, rows = OnnxPredictor(arguments.model), []
     for argument in arguments.chests:
         name, _, folder = argument.partition("=")
-        films = list(_films(Path(folder), arguments.most))
+        radiographs = list(_radiographs(Path(folder), arguments.most))
         for change, function in CHANGES.items():
-            changed = (np.ascontiguousarray(function(film)) for film in films)
+            changed = (np.ascontiguousarray(function(radiograph)) for radiograph in radiographs)
             rows.append(_row(predictor, name, change, changed))
     rows.append(_row(predictor, "photographs and text", "as it is", _photographs()))
     rows.append(_row(predictor, "noise and ramps", "as it is", _drawn()))
@@ -74,8 +73,8 @@ def _row(
     warned = total = 0
     for image in images:
         ask = predictor.prompted(image)
-        first, answer = two_passes(ask, (image.shape[0], image.shape[1]))
-        found = predictor.assurance.look(ask.embeddings, ask.frame_map, answer, first)
+        first, prediction = two_passes(ask, (image.shape[0], image.shape[1]))
+        found = predictor.assurance.look(ask.embeddings, ask.frame_map, prediction, first)
         codes.update({finding.code for finding in found})
         warned, total = warned + bool(found), total + 1
     row = {"images": name, "change": change, "n": total, "warned": warned, "codes": dict(codes)}
@@ -83,7 +82,7 @@ def _row(
     return row
 
 
-def _films(folder: Path, most: int) -> Iterator[Pixels]:
+def _radiographs(folder: Path, most: int) -> Iterator[Pixels]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     files = [p for p in files if "mask" not in str(p.relative_to(folder)).lower()]
     for file in files[:: max(1, len(files) // most)][:most]:

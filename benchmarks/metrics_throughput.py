@@ -40,12 +40,12 @@ SPACING_MM = (0.7, 0.7)
 
 
 class Displaced:
-    """Answers a known image with its lungs, contour displaced; anything else with nothing."""
+    """Predicts the lungs of a known image, contour displaced; anything else with nothing."""
 
     name = "displaced-truth"
 
-    def __init__(self, answers: dict[int, Mask]) -> None:
-        self.answers = answers
+    def __init__(self, predictions: dict[int, Mask]) -> None:
+        self.predictions = predictions
 
     def predict(
         self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
@@ -53,7 +53,7 @@ class Displaced:
         """Return the prepared mask of a known image, once per box."""
         height, width = image.shape[:2]
         boxes = boxes_xyxy_original
-        mask = self.answers.get(key(image), np.zeros((height, width), np.bool_))
+        mask = self.predictions.get(key(image), np.zeros((height, width), np.bool_))
         return Prediction(
             np.repeat(mask[None], len(boxes), axis=0),
             np.ones(len(boxes), np.float32),
@@ -76,7 +76,9 @@ def main() -> None:
         write_phantoms(Path(folder) / "data", given.distinct, seed=0, side=given.side)
         records = list(read_source("phantom", Path(folder) / "data").records)
         pairs = [pair(record, seed) for seed, record in enumerate(records)]
-        answers = {key(load_image(r.image)): p for r, (_, p) in zip(records, pairs, strict=True)}
+        predictions = {
+            key(load_image(r.image)): p for r, (_, p) in zip(records, pairs, strict=True)
+        }
         result = {
             "what": "all metrics (px and mm) of two lungs in one mask; then files to table",
             "command": "python " + " ".join(["benchmarks/metrics_throughput.py", *sys.argv[1:]]),
@@ -85,7 +87,7 @@ def main() -> None:
             "distinct_images": len(records),
             "mean_dsc": round(float(np.mean([case_metrics(*p)["dsc"] for p in pairs])), 4),
             "metrics_alone": [metrics_alone(pairs, jobs) for jobs in (1, given.jobs)],
-            "evaluate_cases": whole(records, answers, given.cases, given.jobs, Path(folder)),
+            "evaluate_cases": whole(records, predictions, given.cases, given.jobs, Path(folder)),
         }
     result["machine"] = describe_machine()
     if given.out:
@@ -124,7 +126,7 @@ def metrics_alone(pairs: list[tuple[Mask, Mask]], jobs: int, count: int = 400) -
 
 
 def whole(
-    records: list[Record], answers: dict[int, Mask], count: int, jobs: int, folder: Path
+    records: list[Record], predictions: dict[int, Mask], count: int, jobs: int, folder: Path
 ) -> dict[str, object]:
     """Time ``evaluate_cases`` from image files to the written table; watch resident memory."""
     many = [
@@ -139,7 +141,7 @@ def whole(
 
     wall, cpu = time.perf_counter(), time.process_time()
     table = evaluate_cases(
-        Displaced(answers), many, ["lung"], out=folder / "out", jobs=jobs, progress=progress
+        Displaced(predictions), many, ["lung"], out=folder / "out", jobs=jobs, progress=progress
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     early = next(mib for done, mib in memory if done >= count * 0.2)

@@ -382,10 +382,10 @@ def use_best_tiles() -> None:
         return
     from adalora_qat.model import triton_attention
 
-    for row, answer in json.loads(file.read_text())["rows"].items():
-        if row.startswith("tile ") and answer.get("best"):
+    for row, figures in json.loads(file.read_text())["rows"].items():
+        if row.startswith("tile ") and figures.get("best"):
             _, kernel, way = row.split(" ")
-            tile = triton_attention.Tile(*json.loads(answer["best"].translate({40: 91, 41: 93})))
+            tile = triton_attention.Tile(*json.loads(figures["best"].translate({40: 91, 41: 93})))
             triton_attention.TILES[kernel, way == "rows"] = tile
 
 

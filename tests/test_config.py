@@ -2,10 +2,10 @@ import pytest
 
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import ConfigError
-from adalora_qat.recipe import dump_config, load_config, recipe_names, validated
+from adalora_qat.recipe import RECIPES, dump_config, load_config, packaged_names, validated
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", packaged_names(RECIPES))
 def test_every_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
     import yaml
 

@@ -117,6 +117,7 @@ def test_python_and_command_line_give_the_same(folder: Path, box: tuple[float, .
         json.loads((folder / f / "radiograph.json").read_text()) for f in ("cli", "python")
     )
     assert cli.pop("seconds").keys() == python.pop("seconds").keys()
+    assert cli.pop("options")["boxes"] == (None if box is None else [list(box)])
     assert cli == python
     assert cli["confidence"] == result.confidence
     assert cli["warnings"] == [caution.to_json() for caution in result.warnings]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adalora_qat.errors import ConfigError
-from adalora_qat.recipe import load_config, recipe_names
+from adalora_qat.recipe import RECIPES, load_config, packaged_names
 from adalora_qat.study.parameters import count_parameters
 
 ABLATIONS = {
@@ -30,7 +30,7 @@ ENCODER = {"sam-vit-base": 89_670_912, "litemedsam": 5_726_740}
 
 @pytest.mark.parametrize("base", WIDTHS)
 def test_every_ablation_ships_for_both_models(base: str) -> None:
-    assert {f"{base}-{name}" for name in ABLATIONS} | {base} <= set(recipe_names())
+    assert {f"{base}-{name}" for name in ABLATIONS} | {base} <= set(packaged_names(RECIPES))
 
 
 @pytest.mark.parametrize("base", WIDTHS)

@@ -116,7 +116,7 @@ def _config(page: Page, entry: Entry) -> RunConfig:
 
 
 def _published(page: Page, entry: Entry) -> str | None:
-    """Return the paper's row that a row's recipe and stage answer to."""
+    """Return the paper's row that a row's recipe and stage correspond to."""
     return published_row(_config(page, entry), entry["stage"])
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from adalora_qat.runtime.input_check import Caution
     from adalora_qat.runtime.model import Model, load
-    from adalora_qat.runtime.result import Result
+    from adalora_qat.runtime.result import Failure, Result
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ExportError",
+    "Failure",
     "Model",
     "Result",
     "TrainingError",
@@ -43,6 +44,7 @@ __all__ = [
 
 _MODULES = {
     "Caution": "runtime.input_check",
+    "Failure": "runtime.result",
     "Model": "runtime.model",
     "Result": "runtime.result",
     "load": "runtime.model",

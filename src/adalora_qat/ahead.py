@@ -1,4 +1,4 @@
-"""Doing a few pieces of work before they are asked for, so that memory stays flat."""
+"""Work done a few items before it is asked for, so that memory stays flat."""
 
 from __future__ import annotations
 

@@ -115,7 +115,15 @@ class RunFolder:
 
 
 def save_model(segmenter: Segmenter, path: Path, config: RunConfig, stage: str) -> str:
-    """Write the whole model, self-describing and strict to load; return its SHA-256."""
+    """Write the whole model, self-describing and strict to load; return its SHA-256.
+
+    Parameters
+    ----------
+    segmenter : float, or with fake-quantized layers; its state dict is stored.
+    path : the safetensors file.
+    config : what it was built from; adapters and quantization are described from it.
+    stage : the name of the stage that made it.
+    """
     description = {
         "variant": segmenter.variant.name,
         "side": segmenter.variant.frame.side,
@@ -206,7 +214,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> None:
-    """Write a checkpoint and remove all but the newest ``keep``."""
+    """Write a checkpoint and remove all but the newest ``keep``.
+
+    Parameters
+    ----------
+    folder : of the stage.
+    step : optimizer steps done, 0 to 99,999,999; names the file.
+    tensors : by name, of any shape.
+    state : everything else, as JSON holds it.
+    keep : at least 1.
+    """
     write_tensors(folder / f"step-{step:08d}.safetensors", tensors, state)
     for old in _checkpoints(folder)[:-keep]:
         old.unlink()

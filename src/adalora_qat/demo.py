@@ -36,7 +36,7 @@ from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport
 
 TARGET: Final = "lung"
-# Few phantoms make small parts: a quarter for the test, so that its mean means something.
+# A quarter for the test: of few phantoms, a tenth would be too few for a mean.
 PHANTOM_FRACTIONS: Final = (0.6, 0.15, 0.25)
 # Decoder fine-tuning is the paper's baseline: the same recipe with the encoder frozen.
 FROZEN: Final = (
@@ -93,8 +93,8 @@ def run_demo(
         training.stage2()
         write_run_facts(run)
     with clock.phase("export"):
-        fp32 = export_stage(run, "stage1", out / "fp32.onnx", records["val"], watch.progress)
-        int8 = export_stage(run, "stage2", out / "int8.onnx", records["val"], watch.progress)
+        [fp32] = export_stage(run, "stage1", out / "fp32.onnx", records["val"], watch.progress)
+        [int8] = export_stage(run, "stage2", out / "int8.onnx", records["val"], watch.progress)
     with clock.phase("evaluation"):
         found = _evaluate(run, decoder_only, records["test"], watch)
     with clock.phase("speed"):

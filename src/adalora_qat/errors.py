@@ -15,7 +15,7 @@ def printable(value: object) -> str:
 
 
 class UserError(Exception):
-    """Something the user gave, or the machine they gave it on, cannot be worked with."""
+    """Something in the user's input, or on their machine, makes the task impossible."""
 
 
 class ConfigError(UserError, ValueError):

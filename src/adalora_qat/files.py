@@ -33,26 +33,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
             dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}"
         )
         os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            # mkstemp makes files private; a result is as readable as any other file.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; "
             "choose a folder that can be written and has room"
         ) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes files private; a result is as readable as any other file.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "choose a folder that can be written and has room"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, sorted by nothing: the order given is the order written."""
+    """Write JSON atomically, keys in the order given."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

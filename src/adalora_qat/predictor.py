@@ -1,4 +1,4 @@
-"""What every segmenter looks like from outside.
+"""The interface of every segmenter.
 
 NumPy only, so that the deployed runtime, the trained model and the baselines
 can share it without importing each other.
@@ -74,7 +74,7 @@ class Predictor(Protocol):
 
 
 def uses_boxes(predictor: Predictor) -> bool:
-    """Whether the boxes given to a predictor change its masks; True unless it says otherwise."""
+    """Whether boxes change a predictor's masks; True unless the predictor says otherwise."""
     return bool(getattr(predictor, "uses_boxes", True))
 
 
@@ -84,7 +84,7 @@ Prompted = Callable[[NDArray[np.generic]], Prediction]
 
 @runtime_checkable
 class EncodesOnce(Protocol):
-    """A predictor that keeps what it computed of an image from one prompt to the next."""
+    """A predictor that reuses what it computed from an image for further prompts."""
 
     def prompted(self, image: NDArray[np.generic]) -> Prompted:
         """Return a function of boxes that gives what ``predict`` gives for this image."""
@@ -92,7 +92,7 @@ class EncodesOnce(Protocol):
 
 
 def prompted(predictor: Predictor, image: NDArray[np.generic]) -> Prompted:
-    """Return a function of boxes for one image, which is encoded once where that can be."""
+    """Return a function of boxes for one image, which is encoded once where possible."""
     if isinstance(predictor, EncodesOnce):
         return predictor.prompted(image)
     return partial(predictor.predict, image)

@@ -1,4 +1,4 @@
-"""How long work says how far it is, and to whom."""
+"""How long tasks report their progress, and to whom."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class Watch(Protocol):
-    """Who is told what is going on."""
+    """Receives the progress of long tasks."""
 
     def phase(self, name: str) -> None:
         """Begin a phase."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from adalora_qat.errors import ConfigError
 # The longest recipe of the package has 2 kB and 4 levels.
 _LARGEST, _DEEPEST = 2**17, 20
 _SHOWN = 80
+RECIPES = resources.files("adalora_qat").joinpath("recipes")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,11 +53,40 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    folder = resources.files("adalora_qat").joinpath("recipes")
+def packaged_names(folder: Traversable) -> list[str]:
+    """Return the names of the YAML files in a folder of the package, without their ending."""
     return sorted(
         Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def named_text(name_or_file: str | Path, folder: Traversable, what: str) -> str:
+    """Return the text of a YAML file of the user's, or of one of the package by its name.
+
+    Parameters
+    ----------
+    name_or_file : a path that ends in ``.yaml`` or ``.yml``, or a name.
+    folder : where the package keeps those that have names.
+    what : what the file is, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, with the nearest known name; or it cannot be read.
+    """
+    path = Path(name_or_file)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError(f"{what} file {path} does not exist")
+        return _text_of(path, what)
+    known = packaged_names(folder)
+    if str(name_or_file) in known:
+        return folder.joinpath(f"{name_or_file}.yaml").read_text("utf-8")
+    near = difflib.get_close_matches(str(name_or_file), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"unknown {what} {str(name_or_file)!r}{hint} (known: {', '.join(known)}, or a path to a "
+        ".yaml file)"
     )
 
 
@@ -108,22 +139,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ConfigError(f"recipe file {path} does not exist")
-        text = _text_of(path)
-    elif str(recipe) in recipe_names():
-        text = (
-            resources.files("adalora_qat").joinpath("recipes", f"{recipe}.yaml").read_text("utf-8")
-        )
-    else:
-        near = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"unknown recipe {str(recipe)!r}{hint} (known: {', '.join(recipe_names())}, "
-            "or a path to a .yaml file)"
-        )
+    text = named_text(recipe, RECIPES, "recipe")
     try:
         values = read_yaml(text) or {}
     except yaml.YAMLError as error:
@@ -133,11 +149,11 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     return values
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, what: str) -> str:
     try:
         size = path.stat().st_size
         if size > _LARGEST:
-            raise ConfigError(f"{path} has {size:,} bytes; a recipe has {_LARGEST:,} at most")
+            raise ConfigError(f"{path} has {size:,} bytes; a {what} has {_LARGEST:,} at most")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 text") from error

@@ -9,14 +9,15 @@ import pytest
 from adalora_qat.export.kernels import all_graphs, all_nodes
 from adalora_qat.export.onnx import build_decoder, build_encoder, build_model, describe
 from adalora_qat.model.sam import Segmenter
-from adalora_qat.quantize.policy import policy_names
+from adalora_qat.quantize.policy import POLICIES
+from adalora_qat.recipe import packaged_names
 
 Converted = Callable[[str, str], Segmenter]
 BUILDERS = {"whole": build_model, "encoder": build_encoder, "decoder": build_decoder}
 
 
 @pytest.mark.parametrize("part", BUILDERS)
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", packaged_names(POLICIES))
 @pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
 def test_graphs_are_valid_and_their_names_sane(
     variant: str, policy: str, part: str, converted: Converted, monkeypatch: pytest.MonkeyPatch

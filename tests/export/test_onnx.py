@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from torch import nn
 
-from adalora_qat.config import ExportConfig
+from adalora_qat.adapt.inject import inject
+from adalora_qat.config import AdaptConfig, ExportConfig
 from adalora_qat.errors import CheckpointError, ExportError
 from adalora_qat.export.graph import MIN_ONNXRUNTIME
 from adalora_qat.export.kernels import all_graphs, integer_products
@@ -107,7 +107,7 @@ def test_unfinished_models_are_refused(tmp_path: Path, some_cases: Cases) -> Non
     prepare(prepared, load_policy("decoder"))
     attempt(prepared, "prepared but not converted")
     adapted = random_segmenter("tiny-test", seed=0)
-    adapted.image_encoder.layers[1].blocks[0].attn.qkv.delta_weight = torch.zeros(())
+    inject(adapted.image_encoder, AdaptConfig(rank=2, schedule=()), seed=0)
     attempt(adapted, "still an adapter")
     with pytest.raises(ExportError, match="no image"):
         export_onnx(

@@ -6,7 +6,7 @@ import pytest
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, save_model
 from adalora_qat.config import ExportConfig, ModelConfig, RunConfig
 from adalora_qat.corpus.records import Record
-from adalora_qat.export.run import export_halves, export_stage
+from adalora_qat.export.run import export_stage
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.runtime.interactive import InteractivePredictor
@@ -35,18 +35,20 @@ def test_a_stage_is_exported_with_its_source_and_a_golden_phantom(
     run: RunFolder, records: list[Record], tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
-    made = export_stage(run, "stage1", path, records, golden=True)
+    [made] = export_stage(run, "stage1", path, records, golden=True)
     predictor = OnnxPredictor(made.path)
     source = sha256_file(run.stage("stage1") / MODEL_FILE)
     assert predictor.metadata.sources == {f"stage1/{MODEL_FILE}": source}
     assert predictor.metadata.policy == "none"
+    share = run.config.data.prompt.whole_image
+    assert predictor.metadata.automatic_prompt is (share > 0)
     with np.load(tmp_path / "m.golden.npz") as golden:
         logits, _ = predictor.run(golden["image"], golden["boxes"])
         np.testing.assert_array_equal(logits, golden["logits"])
 
 
 def test_halves_lie_side_by_side(run: RunFolder, records: list[Record], tmp_path: Path) -> None:
-    encoder, decoder = export_halves(run, "stage1", tmp_path / "m.onnx", records)
+    encoder, decoder = export_stage(run, "stage1", tmp_path / "m.onnx", records, halves=True)
     assert [one.path.name for one in (encoder, decoder)] == ["m-encoder.onnx", "m-decoder.onnx"]
     assert encoder.parity.dice_min > 0.999
     InteractivePredictor(encoder.path, decoder.path).warm_up()

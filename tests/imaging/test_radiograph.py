@@ -74,7 +74,7 @@ def test_dicom_files_need_a_package_that_is_named(
     with pytest.raises(DataError, match=r"radiograph\.DCM is DICOM.*adalora-qat\[dicom\]"):
         read_radiograph(path)
     reader = SimpleNamespace(
-        read_dicom=lambda path: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))
+        read_dicom=lambda path, **options: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))
     )
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", reader)
     assert read_radiograph(path).spacing_mm == (0.2, 0.1)
@@ -102,7 +102,14 @@ def test_a_dataset_gives_what_its_file_gives_and_stays_as_it_is(tmp_path: Path) 
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
-    for other in (path, pydicom.dcmread(path)):
+    bare, named = tmp_path / "1.2.840.113", tmp_path / "a picture.dcm"
+    bare.write_bytes(path.read_bytes())
+    for other in (path, bare, pydicom.dcmread(path)):
         np.testing.assert_array_equal(read_radiograph(other).pixels, found.pixels)
+    Image.fromarray(GREY).save(named, "PNG")
+    np.testing.assert_array_equal(read_radiograph(named).pixels, GREY)
+    for given in (bare, dataset):
+        with pytest.raises(DataError, match="the limit is 100"):
+            read_radiograph(given, max_pixels=100)
     with pytest.raises(DataError, match="the dataset: DICOM without an image"):
         read_radiograph(pydicom.Dataset())

@@ -23,8 +23,9 @@ from adalora_qat.quantize.convert import (
     dequantize,
     integer_layers,
 )
-from adalora_qat.quantize.policy import load_policy, parse_policy, policy_names
+from adalora_qat.quantize.policy import POLICIES, load_policy, parse_policy
 from adalora_qat.quantize.prepare import freeze, learn, observe, prepare
+from adalora_qat.recipe import packaged_names
 
 W8A8 = parse_policy(
     "name: x\nrows: [{match: '*', weight: {bits: 8}, activation: {bits: 8}}]", "w8a8"
@@ -52,7 +53,7 @@ def calibrated(model: nn.Module, policy: str, *, per_channel: bool = False) -> N
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
-@pytest.mark.parametrize("policy", [name for name in policy_names() if name != "none"])
+@pytest.mark.parametrize("policy", [name for name in packaged_names(POLICIES) if name != "none"])
 @torch.no_grad()
 def test_converted_model_is_bit_identical(
     adapted: Segmenter, policy: str, per_channel: bool

@@ -7,7 +7,8 @@ from adalora_qat.adapt.inject import inject
 from adalora_qat.config import AdaptConfig, QuantizeConfig
 from adalora_qat.errors import ConfigError
 from adalora_qat.model.sam import Segmenter, random_segmenter
-from adalora_qat.quantize.policy import load_policy, parse_policy, policy_names
+from adalora_qat.quantize.policy import POLICIES, load_policy, parse_policy
+from adalora_qat.recipe import packaged_names
 
 BUILT_IN = ["decoder", "full", "int8-all", "none", "w4a8", "weight-only"]
 
@@ -24,7 +25,7 @@ def texts(model: nn.Module, name: str) -> dict[str, str]:
 
 
 def test_built_in_policies() -> None:
-    assert policy_names() == BUILT_IN
+    assert packaged_names(POLICIES) == BUILT_IN
 
 
 def test_none_quantizes_nothing(segmenter: Segmenter) -> None:

@@ -88,9 +88,9 @@ def test_scores_are_calibrated_and_masks_those_of_the_automatic_prompt(made: Shi
     found = predict_automatically(predictor, image)
     low, high = calibration.expected[0], calibration.expected[-1]
     assert low - 1e-6 <= found.scores[0] <= high + 1e-6
-    # 4 images, each: two passes, two boxes, and a spoilt view with two passes.
+    # 4 images, each: two passes, two boxes, and a degraded view with two passes.
     assert calibration.cases == 4 * (2 + 2 + 2)
-    with pytest.raises(DataError, match="knows its limits already"):
+    with pytest.raises(DataError, match="is calibrated already"):
         fit_assurance(predictor, [], [], "lung")
 
 

@@ -11,7 +11,8 @@ from adalora_qat.export.onnx import export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.predictor import Predictor
-from adalora_qat.quantize.policy import policy_names
+from adalora_qat.quantize.policy import POLICIES
+from adalora_qat.recipe import packaged_names
 from adalora_qat.runtime.interactive import InteractivePredictor
 
 SIDE = 64
@@ -98,7 +99,7 @@ def test_prompts_do_what_transformers_does(files: Files, name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["tiny-test", "tiny-vit-test"])
-@pytest.mark.parametrize("policy", [name for name in policy_names() if name != "none"])
+@pytest.mark.parametrize("policy", [name for name in packaged_names(POLICIES) if name != "none"])
 def test_every_policy_takes_every_prompt(
     policy: str,
     variant: str,

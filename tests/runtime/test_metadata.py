@@ -149,3 +149,12 @@ def test_metadata_that_are_no_text_are_refused(
     with pytest.raises(UnicodeDecodeError):
         opened(tmp_path / "d.onnx", b"AveragePool", b"Average\xfe\xfe\xfe\xfe")
     assert not capfd.readouterr().out
+
+
+def test_whether_it_was_trained_without_a_box_may_be_known() -> None:
+    assert "adalora_qat.automatic_prompt" not in example().to_props()
+    for known in (True, False):
+        props = replace(example(), automatic_prompt=known).to_props()
+        assert ModelMetadata.from_props(props, "file").automatic_prompt is known
+    with pytest.raises(CheckpointError, match="automatic_prompt='no'"):
+        replace(example(), automatic_prompt="no")  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ from PIL import Image
 
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
 from adalora_qat.imaging.automatic_prompt import predict_automatically
-from adalora_qat.runtime.model import Model, load
+from adalora_qat.runtime.model import NO_BOX_TRAINING, Model, load
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.runtime.packaged import MODEL, weights_folder
+from adalora_qat.runtime.result import Failure, Result
 
 packaged = pytest.mark.skipif(
     not (weights_folder() / MODEL).is_file(), reason="this version of the package holds no model"
@@ -126,6 +127,19 @@ def test_an_encoder_file_finds_its_decoder_and_takes_every_prompt(
 def test_prompts_that_cannot_be_used(split: Model, prompt: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         split(picture(), **prompt)
+
+
+def test_many_boxes_give_what_each_gives_alone(model: Model, split: Model) -> None:
+    boxes = [[x, 0, 64, 32] for x in range(40)]
+    for one in (model, split):
+        together = one(picture(), boxes=boxes)
+        assert together.masks.shape == (40, 32, 64)
+        for index in (0, 15, 16, 39):
+            alone = one(picture(), box=boxes[index])
+            np.testing.assert_array_equal(together.masks[index], alone.masks[0])
+            assert together.scores[index] == alone.scores[0]
+        with pytest.raises(DataError, match="10001 boxes for one image"):
+            one(picture(), boxes=np.tile([0, 0, 9, 9], (10_001, 1)))
 
 
 def test_a_whole_file_takes_no_points_and_says_what_does(model: Model) -> None:
@@ -246,6 +260,48 @@ def test_an_error_in_map_names_the_image_and_ends_it(model: Model, paths: list[P
         list(model.map([picture()], boxes=["left"]))  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"3\.png: box"):
         list(model.map([paths[3]], boxes=["left"]))  # type: ignore[list-item]
+
+
+def test_map_may_return_failures_in_their_places(model: Model, paths: list[Path]) -> None:
+    paths[1].write_bytes(b"")
+    images = [paths[0], paths[1], np.zeros((9, 9), np.uint8), paths[2], paths[3]]
+    boxes = [None, None, None, (0, 0, 99, 9), None]
+    found = list(model.map(images, boxes=boxes, errors="return"))
+    kinds = [type(one) for one in found]
+    assert kinds == [Result, Failure, Failure, Failure, Result]
+    failures = [one for one in found if isinstance(one, Failure)]
+    assert [(one.source, one.place) for one in failures] == [
+        (str(paths[1]), 1),
+        (None, 2),
+        (str(paths[2]), 3),
+    ]
+    for failure, word in zip(failures, (r"1\.png", "one colour", "outside"), strict=True):
+        assert failure.error == str(failure.cause)
+        with pytest.raises(DataError, match=word):
+            raise failure.cause
+    with pytest.raises(ConfigError, match="errors='skip'"):
+        model.map(paths, errors="skip")  # type: ignore[call-overload]
+
+
+def test_a_model_that_needs_boxes_says_so(tmp_path: Path) -> None:
+    for known in (True, False):
+        file = write_toy(tmp_path / f"{known}.onnx", toy_metadata(automatic_prompt=known))
+        one = load(file, threads=1)
+        codes = [] if known else [NO_BOX_TRAINING]
+        assert [caution.code for caution in one(picture()).warnings] == codes
+        assert one(picture(), box=(0, 0, 9, 9)).warnings == ()
+
+
+def test_no_area_where_no_chest_can_be_of_that_size(tmp_path: Path) -> None:
+    file = write_toy(tmp_path / "lung.onnx", toy_metadata(structures=("lung",)))
+    lungs, other = load(file, threads=1), load(write_toy(tmp_path / "any.onnx"), threads=1)
+    facts = lungs(picture(), spacing_mm=(0.1, 0.1)).to_json()
+    assert [warning["code"] for warning in facts["warnings"]] == ["spacing_implausible"]
+    assert facts["area_mm2"] is None and facts["objects"][0]["area_mm2"] is None
+    assert facts["area_px"] > 0
+    assert lungs(picture(), spacing_mm=(5, 5)).to_json()["area_mm2"] > 0
+    assert other(picture(), spacing_mm=(0.1, 0.1)).to_json()["area_mm2"] > 0
+    assert lungs(picture(), spacing_mm=(0.1, 0.1), box=(0, 0, 9, 9)).warnings == ()
 
 
 def test_map_keeps_no_result(model: Model, paths: list[Path]) -> None:

@@ -11,7 +11,7 @@ from onnx_toy import LOW, SIDE, toy_metadata, write_toy
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
 from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.predictor import Predictor
-from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import BOXES_A_RUN, MAX_BOXES, OnnxPredictor
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +151,37 @@ def test_warm_up_changes_nothing(toy: Path) -> None:
     )
     assert predictor.name == "given"
     assert len(predictor.sha256) == 64
+
+
+def test_many_boxes_are_taken_a_few_at_a_time(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, image = OnnxPredictor(toy), left_half_bright(64, 128)
+    boxes = np.array([[x, 0, 128, 64] for x in range(2 * BOXES_A_RUN + 1)])
+    sizes: list[int] = []
+    run = OnnxPredictor.run
+
+    def noted(self: OnnxPredictor, pixels: np.ndarray, some: np.ndarray) -> object:
+        sizes.append(some.shape[1])
+        return run(self, pixels, some)
+
+    monkeypatch.setattr(OnnxPredictor, "run", noted)
+    found = predictor.predict(image, boxes)
+    assert sizes == [BOXES_A_RUN, BOXES_A_RUN, 1]
+    for box, logits, score, mask in zip(
+        boxes, found.logits, found.scores, found.masks, strict=True
+    ):
+        alone = predictor.predict(image, box[None])
+        np.testing.assert_array_equal(alone.logits[0], logits)
+        np.testing.assert_array_equal(alone.masks[0], mask)
+        assert alone.scores[0] == score
+
+
+def test_more_boxes_than_memory_holds_are_refused(toy: Path) -> None:
+    predictor = OnnxPredictor(toy)
+    boxes = np.tile([[0, 0, 10, 10]], (MAX_BOXES + 1, 1))
+    with pytest.raises(
+        DataError, match=rf"{MAX_BOXES + 1} boxes for .*at most {MAX_BOXES} at once"
+    ):
+        predictor.predict(left_half_bright(16, 32), boxes)
+    large = left_half_bright(1500, 2000)
+    with pytest.raises(DataError, match=r"1400 boxes for one image of 2000x1500 .*at most 1332 "):
+        predictor.predict(large, boxes[:1400])

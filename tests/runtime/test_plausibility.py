@@ -4,10 +4,12 @@ import pytest
 from adalora_qat.runtime.plausibility import (
     IMPLAUSIBLE,
     LOW,
+    SPACING,
     UNSTEADY,
     Plausibility,
     agreement,
     balance,
+    spacing_caution,
 )
 
 LIMITS = Plausibility(0.1, 0.6, 0.4, 0.8, 0.7)
@@ -47,3 +49,28 @@ def test_balance_and_agreement_by_hand() -> None:
     assert balance(mask) == 0.5
     assert agreement(mask, np.array([[True, True, False, True]])) == 0.5
     assert agreement(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1
+
+
+@pytest.mark.parametrize(
+    ("column_mm", "whole", "limit"),
+    [
+        (80 / 31, True, None),  # 31 columns: 8 cm
+        (79 / 31, True, 8.0),
+        (10.0, True, None),
+        (17.0, True, 50.0),
+        (17.0, False, 50.0),
+        (0.1, True, 8.0),
+        (0.1, False, None),
+    ],
+)
+def test_lungs_have_the_width_of_a_chest(
+    column_mm: float, whole: bool, limit: float | None
+) -> None:
+    masks = np.stack([lungs(), np.zeros((40, 40), bool)])
+    found = spacing_caution(masks, column_mm, whole=whole)
+    if limit is None:
+        assert found == []
+        return
+    assert [(one.code, one.limit) for one in found] == [(SPACING, limit)]
+    assert found[0].value == pytest.approx(3.1 * column_mm)
+    assert spacing_caution(masks[1:], column_mm, whole=whole) == []

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnx_toy import write_toy
 from PIL import Image
 
 from adalora_qat.errors import DataError, UserError
+from adalora_qat.runtime import result as module
 from adalora_qat.runtime.model import Model, load
 from adalora_qat.runtime.result import Result
 
@@ -86,3 +87,37 @@ def test_a_result_cannot_be_changed_and_says_what_it_is(result: Result) -> None:
     assert repr(result) == (
         "<Result image: 1 mask of 64x32 pixels, confidence None, warnings: none>"
     )
+
+
+def test_what_is_written_can_be_chosen(result: Result, tmp_path: Path) -> None:
+    written = result.save(tmp_path, "case", write=("contours",), mask_values="labels")
+    assert [path.name for path in written] == ["case.geojson", "case.json"]
+    for wrong in ({"write": ("masks",)}, {"write": "mask"}, {"mask_values": "1"}):
+        with pytest.raises(DataError, match="give"):
+            result.save(tmp_path, "other", **wrong)  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_labels_number_the_masks(model: Model) -> None:
+    result = model(picture(), boxes=[[0, 0, 9, 9]] * 2)
+    masks = np.zeros((2, 32, 64), dtype=bool)
+    masks[0, :, :10] = masks[1, :, 5:20] = True
+    labels = replace(result, masks=masks).mask_values("labels")
+    assert labels.dtype == np.uint8
+    assert labels[0, [0, 4, 5, 19, 20]].tolist() == [1, 1, 2, 2, 0]
+    many = replace(result, masks=np.ones((300, 2, 2), dtype=bool)).mask_values("labels")
+    assert many.dtype == np.uint16 and (many == 300).all()
+
+
+def test_all_files_of_a_result_are_written_or_none(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    result.save(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            result.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

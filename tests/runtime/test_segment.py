@@ -11,7 +11,7 @@ from PIL import Image
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.files import sha256_file
 from adalora_qat.runtime.model import Model, load
-from adalora_qat.runtime.segment import segment_files
+from adalora_qat.runtime.segment import Options, segment_files
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,8 @@ def save_image(path: Path, height: int = 32, width: int = 64, bright: int = 200)
 
 def test_one_image_gives_mask_overlay_and_facts(tmp_path: Path, toy: Path, model: Model) -> None:
     image, out = save_image(tmp_path / "case.png"), tmp_path / "out"
-    [result] = segment_files(image, model, out, box=(4, 2, 60, 30), spacing_mm=(0.5, 0.25))
+    options = Options(spacing_mm=(0.5, 0.25))
+    [result] = segment_files(image, model, out, box=(4, 2, 60, 30), options=options).results
     assert sorted(path.name for path in out.iterdir()) == [
         "case.json",
         "case_mask.png",
@@ -66,7 +67,7 @@ def test_several_boxes_give_a_union_and_each_object(tmp_path: Path, model: Model
     save_image(tmp_path / "in" / "a.png")
     table = tmp_path / "boxes.csv"
     table.write_text("file,x0,y0,x1,y1\na.png,0,0,20,20\na.png,10,5,64,32\n")
-    [result] = segment_files(tmp_path / "in", model, tmp_path / "out", boxes_csv=table)
+    [result] = segment_files(tmp_path / "in", model, tmp_path / "out", boxes_csv=table).results
     assert result["box"] == [0, 0, 64, 32]
     assert [one["box"] for one in result["objects"]] == [[0, 0, 20, 20], [10, 5, 64, 32]]
     assert result["area_mm2"] is None
@@ -79,7 +80,7 @@ def test_a_folder_is_taken_in_order_and_reports_progress(tmp_path: Path, model: 
     seen: list[tuple[int, int, str]] = []
     results = segment_files(
         tmp_path / "in", model, tmp_path / "out", progress=lambda *step: seen.append(step)
-    )
+    ).results
     assert [result["image"] for result in results] == ["a.jpg", "b.png", "c.tif"]
     assert seen == [(1, 3, "a.jpg"), (2, 3, "b.png"), (3, 3, "c.tif")]
     assert all(result["prompt"] == "automatic" for result in results)
@@ -92,7 +93,7 @@ def test_sixteen_bits_and_colour_are_read(tmp_path: Path, model: Model) -> None:
     Image.fromarray(np.repeat((deep // 16).astype(np.uint8)[..., None], 3, 2)).save(
         tmp_path / "colour.png"
     )
-    results = segment_files(tmp_path, model, tmp_path / "out")
+    results = segment_files(tmp_path, model, tmp_path / "out").results
     assert results[0]["area_px"] == results[1]["area_px"] > 0
 
 
@@ -103,28 +104,27 @@ def refused(tmp_path: Path, model: Model, message: str, **given: object) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_one_bad_image_stops_all_before_anything_is_written(tmp_path: Path, model: Model) -> None:
+def test_one_image_that_is_named_and_bad_leaves_nothing(tmp_path: Path, model: Model) -> None:
     good = save_image(tmp_path / "in" / "a.png")
     bad = tmp_path / "in" / "b.png"
     bad.write_bytes(good.read_bytes()[:60])
-    refused(tmp_path, model, r"b\.png")
+    refused(tmp_path, model, r"b\.png", source=bad)
     bad.write_bytes(b"")
-    refused(tmp_path, model, r"b\.png")
+    refused(tmp_path, model, r"b\.png", source=bad)
     Image.new("L", (32, 32), 9).save(bad)
-    refused(tmp_path, model, "one colour")
+    refused(tmp_path, model, "one colour", source=bad)
 
 
 @pytest.mark.parametrize(
     ("box", "message"),
     [
         ((0, 0, 65, 32), r"a\.png.*outside"),
-        ((40, 0, 10, 32), r"a\.png.*reversed"),
-        ((4, 4, 4, 10), r"a\.png.*empty"),
+        ((40, 0, 10, 32), "--box: .*reversed"),
+        ((4, 4, 4, 10), "--box: .*empty"),
     ],
 )
 def test_bad_boxes(tmp_path: Path, model: Model, box: tuple[float, ...], message: str) -> None:
-    save_image(tmp_path / "in" / "a.png")
-    refused(tmp_path, model, message, box=box)
+    refused(tmp_path, model, message, source=save_image(tmp_path / "a.png"), box=box)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_bad_boxes(tmp_path: Path, model: Model, box: tuple[float, ...], message
         ("file,x0,y0,x1,y1\na.png,0,zero,9,9\n", "line 2"),
         ("file,x0,y0,x1,y1\nother.png,0,0,9,9\n", r"names other\.png"),
         ("file,x0,y0,x1,y1\na.png,0,0,9,9\n", r"no row for b\.png"),
-        ("file,x0,y0,x1,y1\na.png,0,0,9,9\nb.png,0,0,99,9\n", r"b\.png.*outside"),
+        ("file,x0,y0,x1,y1\na.png,0,0,9,9\nb.png,9,0,0,9\n", r"b\.png.*reversed"),
     ],
 )
 def test_bad_tables(tmp_path: Path, model: Model, table: str, message: str) -> None:
@@ -194,17 +194,17 @@ def test_out_that_cannot_be_a_folder(tmp_path: Path, model: Model) -> None:
 def test_dicom_is_read_or_its_package_named(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "film.dcm").write_bytes(b"")
+    (tmp_path / "scan.dcm").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", None)
-    with pytest.raises(DataError, match=r"film\.dcm is DICOM.*adalora-qat\[dicom\]"):
-        segment_files(tmp_path / "film.dcm", model, tmp_path / "out")
+    with pytest.raises(DataError, match=r"scan\.dcm is DICOM.*adalora-qat\[dicom\]"):
+        segment_files(tmp_path / "scan.dcm", model, tmp_path / "out")
     read = SimpleNamespace(
-        read_dicom=lambda path: SimpleNamespace(
+        read_dicom=lambda path, **options: SimpleNamespace(
             pixels=np.arange(1024, dtype=np.uint16).reshape(32, 32), spacing_mm=(0.5, 0.5)
         )
     )
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", read)
-    [result] = segment_files(tmp_path / "film.dcm", model, tmp_path / "out")
+    [result] = segment_files(tmp_path / "scan.dcm", model, tmp_path / "out").results
     assert result["area_px"] > 0
     assert result["area_mm2"] == pytest.approx(result["area_px"] * 0.25)
     assert result["warnings"] == [] and result["confidence"] is None

@@ -1,5 +1,6 @@
 """Integer sums are exact on every processor."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from adalora_qat.export.kernels import all_graphs
 from adalora_qat.runtime import session
 from adalora_qat.runtime.session import (
     PROBE,
+    available_cpus,
     exact_sums,
     inference_session,
     runnable,
@@ -126,3 +128,29 @@ def test_a_file_without_such_weights_is_left_to_the_runtime(
 def test_an_exact_processor_reads_the_file_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "exact_sums", lambda: True)
     assert runnable(SHIPPED) == str(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("quota", "share"),
+    [("max 100000\n", 8), ("150000 100000\n", 2), ("20000 100000\n", 1), ("rubbish", 8), ("", 8)],
+)
+def test_processors_are_counted_within_the_quota(
+    quota: str, share: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cpu_count", "process_cpu_count"):
+        monkeypatch.setattr(os, name, lambda: 8, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert available_cpus(tmp_path / "cpu.max") == share
+    assert available_cpus(tmp_path / "none") == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert available_cpus(tmp_path / "none") == 1
+
+
+def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "available_cpus", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    asked = [session_options(threads).intra_op_num_threads for threads in (1, 2, 256, None)]
+    assert asked == [1, 2, 2, 0]  # 0: the runtime counts the cores itself
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert session_options().intra_op_num_threads == 2

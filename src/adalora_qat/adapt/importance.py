@@ -1,4 +1,4 @@
-"""How much a triplet matters: the paper's measure, and PEFT's to compare.
+"""How much a triplet matters: by the paper's measure, or by PEFT's for comparison.
 
 A triplet i of a layer is its (P[:, i], λ[i], Q[i, :]); R triplets a layer.
 
@@ -46,7 +46,7 @@ class Importance(Protocol):
         ...
 
     def restart(self) -> None:
-        """Begin anew after a pruning, as far as the measure does."""
+        """Start again after a pruning, if the measure does so."""
         ...
 
     def keep(self, name: str, indices: Tensor) -> None:
@@ -59,7 +59,7 @@ class Importance(Protocol):
 
 
 class SensitivitySum:
-    """Σ over steps of |λ|·|∂L/∂λ| (paper, Sec. 2.2), begun anew at every pruning.
+    """Σ over steps of |λ|·|∂L/∂λ| (paper, Sec. 2.2), started again at every pruning.
 
     To first order, |λ·∂L/∂λ| is what the loss would change by if the triplet were set to zero
     (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019). A sum

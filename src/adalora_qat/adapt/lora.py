@@ -6,18 +6,16 @@ Legend: R rank; ``out`` and ``in`` features of the layer; s the scaling, α/R in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import frozen_linear
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.errors import ConfigError
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(AdaptedLinear):
     """A linear layer y = x Wᵀ + b + s · (x Aᵀ) Bᵀ with W and b frozen.
 
     B starts at zero, so the adapted layer computes exactly what the pretrained one does.
@@ -35,49 +33,17 @@ class LoRALinear(nn.Module):
         If the rank is negative.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     A: nn.Parameter
     B: nn.Parameter
-    scaling: Tensor
 
-    def __init__(
-        self, linear: nn.Linear, rank: int, scaling: float, generator: torch.Generator | None
-    ) -> None:
-        super().__init__()
+    def _begin(self, rank: int, generator: torch.Generator | None) -> None:
         if rank < 0:
             raise ConfigError(f"rank {rank} is negative: choose adapt.rank of at least 0")
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
-        self.bias = None
-        if linear.bias is not None:
-            self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        like = self.weight
         A = torch.empty(rank, self.in_features)
         # Kaiming-uniform with a = √5 comes to U(±1/√in).
         bound = 1 / math.sqrt(self.in_features)
-        self.A = nn.Parameter(A.uniform_(-bound, bound, generator=generator).to(like))
-        self.B = nn.Parameter(torch.zeros(self.out_features, rank).to(like))
-        self.register_buffer("scaling", torch.tensor(float(scaling), device=like.device))
-
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        rank: int,
-        scaling: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Self:
-        """Wrap a linear layer, sharing its weight.
-
-        Parameters
-        ----------
-        linear : the pretrained layer, (out, in).
-        rank : R.
-        scaling : s.
-        generator : draws A, on the CPU; torch's own if None.
-        """
-        return cls(linear, rank, scaling, generator)
+        self.A = nn.Parameter(A.uniform_(-bound, bound, generator=generator).to(self.weight))
+        self.B = nn.Parameter(torch.zeros(self.out_features, rank).to(self.weight))
 
     @property
     def rank(self) -> int:
@@ -100,27 +66,3 @@ class LoRALinear(nn.Module):
         dtype = torch.promote_types(self.B.dtype, torch.float32)
         with torch.autocast(self.B.device.type, enabled=False):
             return (self.B.to(dtype) * self.scaling) @ self.A.to(dtype)
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return a plain frozen linear layer with W + ΔW, in the dtype of W."""
-        return frozen_linear(self.weight + self.delta_weight().to(self.weight.dtype), self.bias)
-
-    def to_linear(self) -> nn.Linear:
-        """Return the pretrained layer without the update: the inverse of ``from_linear``."""
-        return frozen_linear(self.weight.detach(), self.bias)
-
-    def extra_repr(self) -> str:
-        """Describe the layer in a printed model."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.rank}, scaling={float(self.scaling):g}, bias={self.bias is not None}"
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Casting a model to half precision must not round the scaling.
-        scaling = self.scaling
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.scaling.dtype != torch.float32:
-            self.scaling = scaling.to(self.scaling.device)
-        return self

@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.errors import ConfigError
 
 # The trainable tensors, and the dimension along which each one is the rank.
 RANK_DIMENSIONS: Mapping[str, int] = {"P": 1, "lam": 0, "Q": 0}
 
 
-class SVDLinear(nn.Module):
+class SVDLinear(AdaptedLinear):
     """A linear layer y = x Wᵀ + b + s · ((x Qᵀ)(Λ⊙m)) Pᵀ with W and b frozen.
 
     Λ starts at zero, so the adapted layer computes exactly what the pretrained one does.
@@ -48,24 +49,18 @@ class SVDLinear(nn.Module):
         If the rank exceeds the smaller side of the weight, where no orthonormal basis exists.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     P: nn.Parameter
     lam: nn.Parameter
     Q: nn.Parameter
     mask: Tensor
-    scaling: Tensor
 
-    def __init__(
-        self, linear: nn.Linear, rank: int, scaling: float, generator: torch.Generator | None
-    ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        _check_rank(rank, linear)
-        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
-        self.bias = None
-        if linear.bias is not None:
-            self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+    def _begin(self, rank: int, generator: torch.Generator | None) -> None:
+        limit = min(self.in_features, self.out_features)
+        if not 0 <= rank <= limit:
+            raise ConfigError(
+                f"rank {rank} does not fit a linear layer {self.in_features}→{self.out_features}: "
+                f"choose adapt.rank between 0 and {limit}"
+            )
         like = self.weight
         # Λ = 0 makes ΔW zero whatever P and Q are; these may not be zero too, for then neither
         # Λ nor they would ever get a gradient.
@@ -73,31 +68,6 @@ class SVDLinear(nn.Module):
         self.Q = nn.Parameter(_rows(_orthonormal(self.in_features, rank, generator).to(like).T))
         self.lam = nn.Parameter(torch.zeros(rank, device=like.device))
         self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=like.device))
-        self.register_buffer("scaling", torch.tensor(float(scaling), device=like.device))
-
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        rank: int,
-        scaling: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Self:
-        """Wrap a linear layer, sharing its weight.
-
-        Parameters
-        ----------
-        linear : the pretrained layer, (out, in).
-        rank : R, from 0 to the smaller of ``in`` and ``out``.
-        scaling : s.
-        generator : draws P and Q, on the CPU; torch's own if None.
-
-        Raises
-        ------
-        ConfigError
-            If the rank does not fit the layer.
-        """
-        return cls(linear, rank, scaling, generator)
 
     @property
     def rank(self) -> int:
@@ -147,16 +117,6 @@ class SVDLinear(nn.Module):
             return (P.T @ P - identity).square().sum() + (Q @ Q.T - identity).square().sum()
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return a plain frozen linear layer with W + ΔW, in the dtype of W."""
-        weight = self.weight + self.delta_weight().to(self.weight.dtype)
-        return frozen_linear(weight, self.bias)
-
-    def to_linear(self) -> nn.Linear:
-        """Return the pretrained layer without the update: the inverse of ``from_linear``."""
-        return frozen_linear(self.weight.detach(), self.bias)
-
-    @torch.no_grad()
     def compact(self) -> Tensor:
         """Drop pruned triplets from memory and return the (R',) indices that were kept.
 
@@ -172,21 +132,12 @@ class SVDLinear(nn.Module):
         self.mask = self.mask[kept]
         return kept
 
-    def extra_repr(self) -> str:
-        """Describe the layer in a printed model."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.rank}, scaling={float(self.scaling):g}, bias={self.bias is not None}"
-        )
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Casting a model to half precision must leave Λ and its scaling in FP32.
-        lam, scaling = self.lam.detach(), self.scaling
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Casting a model to half precision must leave Λ, too, in FP32.
+        lam = self.lam.detach()
+        super()._apply(fn, recurse)
         if self.lam.dtype != torch.float32:
             self.lam.data = lam.to(self.lam.device)
-        if self.scaling.dtype != torch.float32:
-            self.scaling = scaling.to(self.scaling.device)
         return self
 
 
@@ -207,15 +158,6 @@ def orthogonality_penalty(adapters: Mapping[str, nn.Module]) -> Tensor:
     return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
-def _check_rank(rank: int, linear: nn.Linear) -> None:
-    limit = min(linear.in_features, linear.out_features)
-    if not 0 <= rank <= limit:
-        raise ConfigError(
-            f"rank {rank} does not fit a linear layer {linear.in_features}→{linear.out_features}: "
-            f"choose adapt.rank between 0 and {limit}"
-        )
-
-
 def _orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
     # Q of the QR decomposition of a Gaussian matrix is uniformly distributed over orthonormal
     # bases once R's diagonal is made positive (Mezzadri 2007); without that its signs depend on
@@ -231,19 +173,3 @@ def _rows(matrix: Tensor) -> Tensor:
     # rebuilt from a checkpoint is to compute as the pruned one did, to the bit. ``contiguous``
     # would leave the strides of a single row or column as they are.
     return matrix.clone(memory_format=torch.contiguous_format)
-
-
-def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a linear layer that shares its tensors with the caller and does not train.
-
-    Parameters
-    ----------
-    weight : (out, in).
-    bias : (out,), or None.
-    """
-    # Built on "meta": no memory is filled only to be thrown away.
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear

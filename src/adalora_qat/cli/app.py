@@ -17,14 +17,16 @@ app = typer.Typer(
     help="Compact, trustworthy medical segmentation: AdaLoRA, quantization-aware fine-tuning, "
     "real INT8. Research software, not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 # Results go to stdout, everything else to stderr, so that --json can be piped.
 out_console, err_console = Console(), Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write to; made if it is not there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder to write to; made if it is not there.")
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Parallel workers.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU even where there is a GPU.")]
 
@@ -32,7 +34,7 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU even where the
 @app.callback(invoke_without_command=True)
 def version(
     context: typer.Context,
-    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     """Carry the options that belong to no command."""
     if show:
@@ -57,8 +59,8 @@ def print_rows(summary: Mapping[str, Any]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print an answer for a program to read."""
-    print(json.dumps(value, default=str))  # noqa: T201
+    """Print a result as JSON, for a program to read."""
+    print(json.dumps(value, default=str), flush=True)  # noqa: T201
 
 
 def labelled_records(manifest: Any, split: str, targets: Sequence[str]) -> list[Any]:

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,14 +21,11 @@ from adalora_qat.cli.app import (
 from adalora_qat.cli.watch import watching
 from adalora_qat.errors import DataError
 
-if TYPE_CHECKING:
-    from adalora_qat.export.onnx import Exported
-
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    out: Annotated[Path, typer.Option("--out", help="The ONNX file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.")],
     data: Annotated[
         Path, typer.Option("--data", help="Manifest whose val split the parity gate uses.")
     ],
@@ -45,16 +42,14 @@ def export(
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
-    from adalora_qat.export.run import export_halves, export_stage
+    from adalora_qat.export.run import export_stage
 
     folder = RunFolder.open(run)
     records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
-        files: tuple[Exported, ...]
-        if split:
-            files = export_halves(folder, stage, out, records, watch.progress, golden=golden)
-        else:
-            files = (export_stage(folder, stage, out, records, watch.progress, golden=golden),)
+        files = export_stage(
+            folder, stage, out, records, watch.progress, halves=split, golden=golden
+        )
     parity = files[0].parity.figures()
     size_bytes = sum(one.size_bytes for one in files)
     if as_json:
@@ -73,14 +68,14 @@ def export(
 def ship(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     data: Annotated[Path, typer.Option("--data", help="The manifest that it was trained on.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, replaced as a whole.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, replaced as a whole.")],
     stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
     images: Annotated[
         int, typer.Option(min=30, help="Training images that the input check is fitted on.")
     ] = 160,
     as_json: Json = False,
 ) -> None:
-    """Make a model to publish: export, calibrate, fit the warnings, write card and sums."""
+    """Make a model to publish: export, calibrate, fit the warnings, write card and checksums."""
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.release.ship import ship as make
@@ -145,7 +140,7 @@ def bench(
     images: Annotated[int, typer.Option(min=1, help="How many images, at most.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare models on this machine: size, load time, latency, memory, Dice, agreement."""

@@ -72,7 +72,7 @@ def reliability(
         list[Path], typer.Argument(help="Folders that evaluate wrote, or their tables.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the figure and its numbers.")
+        Path | None, typer.Option("--out", "-o", help="Folder for the figure and its numbers.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +118,7 @@ def compare(
     ],
     baseline: Baseline,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for Markdown, LaTeX, CSV and JSON.")
+        Path | None, typer.Option("--out", "-o", help="Folder for Markdown, LaTeX, CSV and JSON.")
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Compare only this mask; repeat for several.")
@@ -168,7 +168,7 @@ def report(
     ],
     data: Annotated[Path, typer.Option("--data", help="A manifest or a prepare folder.")],
     out: Annotated[
-        Path, typer.Option("--out", help="The page to write; results are kept beside it.")
+        Path, typer.Option("--out", "-o", help="The page to write; results are kept beside it.")
     ] = Path("report.html"),
     baseline: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""What a long command is doing, as plain lines: for a log, where bars cannot be drawn."""
+"""Progress of a long command as plain lines, for logs, where no bar can be drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = 5.0
 
 
 class LogLines:
-    """A line at once, and then at most one every few seconds, but for the last of each work."""
+    """Writes a line at once, then at most one every few seconds, and always the last of a task."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write

@@ -198,7 +198,7 @@ def convert(
         Path, typer.Argument(metavar="FILE.pth", help="An original checkpoint, .pth or .pt.")
     ],
     variant: Annotated[str, typer.Option("--variant", help="Which model it is of: see params.")],
-    out: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     as_json: Json = False,
 ) -> None:
     """Convert Meta's, MedSAM's or MobileSAM's original checkpoint to safetensors.

@@ -33,7 +33,7 @@ class Bars:
         self._show("work", done, total, what)
 
     def phase(self, name: str) -> None:
-        """Begin a phase: bars of the one before stay, finished."""
+        """Begin a phase; the bars of the previous one stay, finished."""
         self._tasks.pop("work", None)
         self._bars.console.print(f"[bold]{name}[/]")
 
@@ -47,7 +47,7 @@ class Bars:
 
 @contextmanager
 def watching(*, shown: bool = True) -> Iterator[Bars]:
-    """Show progress bars inside the context, on stderr; ``shown=False`` keeps them back."""
+    """Show progress bars inside the context, on stderr; ``shown=False`` hides them."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -121,7 +121,7 @@ def _template() -> jinja2.Template:
 def _colours(structures: Sequence[str]) -> dict[str, str]:
     """Return structure → CSS colour of its outline, on a dark image."""
     others = [name for name in structures if name not in CHEST_COLOURS]
-    # Steps of the golden angle: whatever the number of structures, their hues lie apart.
+    # Steps of the golden angle: whatever the number of structures, their hues differ.
     hues = {name: round(200 + 137.5 * index) % 360 for index, name in enumerate(others)}
     return {**CHEST_COLOURS, **{name: f"hsl({hue} 75% 62%)" for name, hue in hues.items()}}
 

@@ -1,4 +1,4 @@
-"""Readers of the COVID-19 chest radiograph sets: classes in folders, hardly a patient id.
+"""Readers of the COVID-19 chest radiograph sets: classes in folders, hardly any patient ids.
 
 These sets were merged from one another and hold each other's images, so their own train
 and test folders are not kept as splits: duplicates decide which side an image may stand on.
@@ -52,7 +52,7 @@ def read_covid19_radiography(root: Path) -> Reading:
     """Read the COVID-19 Radiography Database: four classes, model-made lung masks.
 
     Layout: ``{COVID,Lung_Opacity,Normal,Viral Pneumonia}/{images,masks}/*.png``; images are
-    299 px and masks 256 px, which whoever loads a mask evens out.
+    299 px and masks 256 px, which is evened out when a mask is loaded.
     """
     tally = Tally("covid19_radiography", root)
     claimed: list[MaskIndex] = []
@@ -134,6 +134,16 @@ def _images_of(folder: Path) -> list[Path]:
 def _read_class(
     tally: Tally, folder: Path, masks: Mapping[str, MaskIndex], part: str, label: str
 ) -> None:
+    """Record every image of one class folder, and set aside its other files.
+
+    Parameters
+    ----------
+    tally : where records go.
+    folder : holds the images, directly or in ``images/``.
+    masks : structure → index of mask files.
+    part : goes before the image's name in the id, with its slash.
+    label : the class.
+    """
     used: list[Path] = []
     for place in _images_of(folder):
         for path in image_files(place):

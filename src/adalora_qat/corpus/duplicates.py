@@ -1,4 +1,4 @@
-"""Groups of records that belong together: duplicates and one patient's images.
+"""Groups of records that belong together: duplicates, and images of one patient.
 
 Exact duplicates have the same pixels; near duplicates resemble each other among many
 (``neighbours``) and agree in fine detail once aligned (``registration``). That finds copies
@@ -137,6 +137,15 @@ def _verify(
     thumbnail_of: Callable[[str], NDArray[np.uint8]],
     pool: ThreadPoolExecutor,
 ) -> list[Link]:
+    """Return a link for each candidate whose two images are one.
+
+    Parameters
+    ----------
+    pairs : indices into ``ids``.
+    ids : of all images.
+    thumbnail_of : id → thumbnail (S, S).
+    pool : compares several pairs at a time.
+    """
     needed = sorted({index for pair in pairs for index in (pair.first, pair.second)})
     layers = {index: Layers(thumbnail_of(ids[index])) for index in needed}
 

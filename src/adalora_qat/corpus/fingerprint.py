@@ -1,4 +1,4 @@
-"""What ``prepare`` keeps of an image: everything its later steps ask, and no pixels.
+"""What ``prepare`` keeps of an image: all that later steps need, and no pixels.
 
 Every file is read once: judged by the quality gate, brought to a plain image file if it is
 none, hashed and described. A file that crashes or stalls its decoder takes a worker process

@@ -1,4 +1,4 @@
-"""Fingerprints on disk: a prepare that was killed goes on, and memory stays flat."""
+"""Fingerprints on disk: a killed prepare resumes where it stopped, and memory stays flat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adalora_qat.errors import UserError
 # Raised whenever a measurement or a table changes: what an older version kept is forgotten.
 VERSION = 4
 
-# Thumbnails lie apart: they are most of the bytes, and only a few are ever asked for.
+# Thumbnails have a table of their own: they are most of the bytes, and few are ever read.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS fingerprint
     (id TEXT PRIMARY KEY, stamp TEXT, facts TEXT, histogram BLOB, descriptor BLOB);

@@ -1,4 +1,4 @@
-"""Readers for data of one's own: image and mask folders, a table, COCO, images alone."""
+"""Readers for your own data: folders of images and masks, a table, COCO, images alone."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_images(root: Path) -> Reading:
 
 
 def read_manifest_table(path: Path) -> Reading:
-    """Read a CSV or Parquet table: ``image`` and, as known, ``mask_<structure>``, ``id``, ….
+    """Read a CSV or Parquet table: ``image`` and, where known, ``mask_<structure>``, ``id``, ….
 
     Columns: image (needed), mask (a lung mask) or mask_<structure>, id, label, patient,
     spacing_row_mm, spacing_col_mm. Paths are relative to the table's folder or absolute.

@@ -108,7 +108,7 @@ def _whole_numbers(row: str) -> NDArray[np.int64]:
         return np.array([int(part) for part in row.split()], dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise DataError(
-            f"run lengths {row[:40]!r} hold something else than whole numbers"
+            f"run lengths {row[:40]!r} hold something other than whole numbers"
         ) from error
 
 

@@ -69,7 +69,7 @@ def prepare(
     Parameters
     ----------
     sources : name → the data set: a ``Source``, which says the reader, or only the folder or
-        file, where the name is that of a reader. The names stand in the manifest.
+        file, where the name is that of a reader. The names become the sources in the manifest.
     out : the folder to write; files read before are not read again.
     seed : of the split, at least 0.
     fractions : shares of train, val and test.

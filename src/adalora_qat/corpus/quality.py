@@ -68,7 +68,7 @@ class QualityLimits(Section):
     lesion_area: Range = (0.0, 0.5)
     # No more than both lungs usually take; seen up to 0.37.
     min_lesion_inside: Fraction = 0.5
-    # Share of a lesion inside the lung mask: they are drawn apart and differ at the rim.
+    # Share of a lesion inside the lung mask: the two are drawn separately and differ at the rim.
     min_edge_agreement: Annotated[float, Field(ge=0, le=1)] = 0.45
     # Share of a lung contour with its dark-to-bright edge within 2.3 % of the side. True
     # masks: from 0.50. Masks of another patient: 73 % lie below 0.45, shifted by 5 % of
@@ -203,6 +203,15 @@ def _read_masks(record: Record) -> Iterator[tuple[str, Mask | Objection]]:
 def _check_mask(
     structure: str, mask: Mask, image_shape: tuple[int, ...], limits: QualityLimits
 ) -> Iterator[Objection]:
+    """Object to a mask's frame, emptiness and area, in this order.
+
+    Parameters
+    ----------
+    structure : what the mask is of.
+    mask : (h, w) bool, at its own size.
+    image_shape : (height, width) of its image in pixels.
+    limits : see ``QualityLimits``.
+    """
     height, width = image_shape
     ratio = (mask.shape[0] * width) / (mask.shape[1] * height)
     if abs(ratio - 1) > limits.max_aspect_difference:

@@ -85,7 +85,7 @@ class Tally:
     _ids: set[str] = field(default_factory=set)
 
     def use(self, record: Record) -> None:
-        """Count one file as found and used; a second of the same id is set aside.
+        """Count one file as found and used; a second one with the same id is set aside.
 
         So is a file whose name no table can hold: names on disk may be any bytes.
         """
@@ -114,7 +114,7 @@ class Tally:
                     self.leave(path, f"{structure} mask without an image of that name")
 
     def reading(self) -> Reading:
-        """Close the books."""
+        """Return what was read; the counts must add up."""
         notes = tuple(self.notes)
         return Reading(self.source, self.root, self.records, self.set_aside, self.found, notes)
 

@@ -4,7 +4,7 @@ A reader (``sources.py``) yields records; ``prepare`` writes those that pass int
 manifest; everything later reads only the manifest.
 
 A mask may be of any structure: a word of lower-case letters, digits and underscores, which
-stands in the manifest's columns (``mask_<structure>``), in recipes and in results. A few
+names it in the manifest's columns (``mask_<structure>``), in recipes and in results. A few
 structures of the chest are known further: their order, and that two lungs make a lung mask.
 """
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from adalora_qat.corpus.descriptor import THUMBNAIL_SIDE, WHOLE, Window, local_contrast
 
 Affine = NDArray[np.float32]
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 # Median correlation of the blocks from which two images are taken for one. Measured at this
 # size on JSRT, Shenzhen, COVID-19 Radiography and COVID-QU-Ex, nearest neighbours only:
@@ -45,32 +46,38 @@ MIN_BLOCKS = 8
 MIN_DETAIL = 0.25
 
 
+def _level(
+    half: bool, fine_px: float, coarse_px: float, spread_px: int
+) -> cached_property[NDArray[np.float32]]:
+    """Return a property that is the local contrast of a thumbnail, whole or at half size."""
+
+    def level(layers: Layers) -> NDArray[np.float32]:
+        values = layers.half if half else layers.whole
+        detail = local_contrast(values, fine_px, coarse_px, spread_px, 1.0)
+        # Labels and edges of the detector outshine anatomy; clipped, they count like the rest.
+        return np.clip(detail, -2.5, 2.5)
+
+    return cached_property(level)
+
+
 class Layers:
-    """One thumbnail (S, S) at the levels that a comparison needs, each made on first use."""
+    """One thumbnail (S, S) at the levels that a comparison needs, each made on first use.
+
+    Attributes
+    ----------
+    coarse, fine : structures to align by, at half and at full size.
+    coarse_detail, detail : fine structures to compare, at half and at full size.
+    """
+
+    coarse = _level(True, 0.7, 3, 13)
+    coarse_detail = _level(True, 0, 1, 17)
+    fine = _level(False, 0.7, 5, 27)
+    detail = _level(False, 0.5, 1.5, 35)
 
     def __init__(self, thumbnail: NDArray[np.uint8]) -> None:
-        self._whole = thumbnail
-        self._half = cv2.resize(thumbnail, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)
-
-    @cached_property
-    def coarse(self) -> NDArray[np.float32]:
-        """Structures to align by, half size."""
-        return _clipped(self._half, 0.7, 3, 13)
-
-    @cached_property
-    def coarse_detail(self) -> NDArray[np.float32]:
-        """Fine structures to compare, half size."""
-        return _clipped(self._half, 0, 1, 17)
-
-    @cached_property
-    def fine(self) -> NDArray[np.float32]:
-        """Structures to align by, full size."""
-        return _clipped(self._whole, 0.7, 5, 27)
-
-    @cached_property
-    def detail(self) -> NDArray[np.float32]:
-        """Fine structures to compare, full size."""
-        return _clipped(self._whole, 0.5, 1.5, 35)
+        self.whole = thumbnail
+        half = cv2.resize(thumbnail, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)
+        self.half = np.asarray(half, dtype=np.uint8)
 
 
 def similarity(larger: Layers, other: Layers, window: Window = WHOLE) -> float:
@@ -90,29 +97,17 @@ def similarity(larger: Layers, other: Layers, window: Window = WHOLE) -> float:
     agreement = _shifted(_warp(larger.coarse_detail, start), other.coarse_detail)
     if agreement >= CLEAR:
         return agreement
-    affine = _align(larger.coarse, other.coarse, start)
-    if affine is None:
-        return -1.0
-    agreement = _correlation(larger.coarse_detail, other.coarse_detail, affine)
-    if agreement < HOPELESS or agreement >= CLEAR:
+    images, details = (larger.coarse, other.coarse), (larger.coarse_detail, other.coarse_detail)
+    affine, agreement = _best(images, details, start)
+    if affine is None or not HOPELESS <= agreement < CLEAR:
         return agreement
     # A shift in half-size pixels is twice as many in full-size ones.
     affine[:, 2] *= THUMBNAIL_SIDE / COARSE_SIDE
-    affine = _align(larger.fine, other.fine, affine)
-    if affine is None:
-        return -1.0
-    agreement = _correlation(larger.detail, other.detail, affine)
-    if agreement < HOPELESS or agreement >= SAME_IMAGE:
+    images, details = (larger.fine, other.fine), (larger.detail, other.detail)
+    affine, agreement = _best(images, details, affine)
+    if affine is None or not HOPELESS <= agreement < SAME_IMAGE:
         return agreement
     return _blocks_correlation(_warp(larger.detail, affine), other.detail, _covered(affine))
-
-
-def _clipped(
-    values: NDArray[Any], fine_px: float, coarse_px: float, spread_px: int
-) -> NDArray[np.float32]:
-    detail = local_contrast(values.astype(np.uint8), fine_px, coarse_px, spread_px, 1.0)
-    # Labels and edges of the detector outshine anatomy; clipped, they count like the rest.
-    return np.clip(detail, -2.5, 2.5)
 
 
 def _window_to_affine(window: Window, side: int) -> Affine:
@@ -120,6 +115,12 @@ def _window_to_affine(window: Window, side: int) -> Affine:
     return np.array(
         [[1 - left - right, 0, left * side], [0, 1 - top - bottom, top * side]], np.float32
     )
+
+
+def _best(images: Pair, details: Pair, start: Affine) -> tuple[Affine | None, float]:
+    """Align the images and return the map and how well the details agree; −1 without a map."""
+    affine = _align(*images, start)
+    return affine, -1.0 if affine is None else _correlation(*details, affine)
 
 
 def _align(moving: NDArray[np.float32], fixed: NDArray[np.float32], start: Affine) -> Affine | None:
@@ -182,5 +183,12 @@ def _blocks_correlation(
 
 
 def _mean(sums: NDArray[Any], top: int, left: int, side: int) -> float:
+    """Return the mean over a square.
+
+    Parameters
+    ----------
+    sums : (S + 1, S + 1), from ``cv2.integral``.
+    top, left, side : of the square, in pixels.
+    """
     total = sums[top + side, left + side] - sums[top, left + side] - sums[top + side, left]
     return float(total + sums[top, left]) / side**2

@@ -71,7 +71,7 @@ class Source(NamedTuple):
 def parse_sources(given: Sequence[str]) -> dict[str, Source]:
     """Read ``NAME=READER:PATH`` arguments; ``NAME=PATH`` where NAME is a reader.
 
-    A path may hold spaces, colons and equals signs. NAME stands in the manifest as the source.
+    A path may hold spaces, colons and equals signs. NAME becomes the source in the manifest.
 
     Raises
     ------

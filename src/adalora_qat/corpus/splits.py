@@ -141,7 +141,7 @@ def _level_sizes(records: Sequence[Record]) -> Counter[tuple[str, ...]]:
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Refuse what are not three shares of one whole."""
+    """Refuse fractions that are not three shares of one whole."""
     if len(fractions) != 3 or any(share < 0 for share in fractions):
         raise DataError(
             f"fractions must be three shares (train, val, test), none negative: {fractions}"

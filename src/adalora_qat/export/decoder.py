@@ -57,9 +57,14 @@ def no_mask(g: Graph, segmenter: Segmenter) -> str:
 
 
 def embed_points(g: Graph, segmenter: Segmenter, points: str, labels: str) -> str:
-    """Embed points (1, N, T, 2), model frame, with integer labels (1, N, T): (N, T, D).
+    """Embed points of the model frame, with labels, as tokens (N, T, D).
 
-    Labels: 1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no point.
+    Parameters
+    ----------
+    g, segmenter : the graph that is written, and whose layers.
+    points : (1, N, T, 2) float32, (x, y) in pixels of the model frame.
+    labels : (1, N, T) int64: 1 in the object, 0 outside it, 2 and 3 the corners of a box, −1 no
+        point.
     """
     encoder = segmenter.prompt_encoder
     with g.scope("prompt_encoder"):
@@ -82,7 +87,14 @@ def embed_points(g: Graph, segmenter: Segmenter, points: str, labels: str) -> st
 
 
 def embed_masks(g: Graph, segmenter: Segmenter, masks: str, has_mask: str) -> str:
-    """Embed earlier logits (1, N, L, L) where has_mask (1, N) is 1: (N, E², D)."""
+    """Embed earlier logits as a dense prompt (N, E², D).
+
+    Parameters
+    ----------
+    g, segmenter : the graph that is written, and whose layers.
+    masks : (1, N, L, L) logits.
+    has_mask : (1, N) float32; where it is 0, the embedding for "no mask" stands instead.
+    """
     module, variant = segmenter.prompt_encoder.mask_embed, segmenter.variant
     width = weight_of(module.conv3).shape[0]
     with g.scope("prompt_encoder.mask_embed"):
@@ -101,7 +113,13 @@ def embed_masks(g: Graph, segmenter: Segmenter, masks: str, has_mask: str) -> st
 
 
 def decode(g: Graph, segmenter: Segmenter, pixels: str, prompts: str) -> tuple[str, str]:
-    """Decode embeddings (E², D) or (N, E², D), dense prompt added, with prompts (N, T, D).
+    """Decode embeddings and prompts into masks.
+
+    Parameters
+    ----------
+    g, segmenter : the graph that is written, and whose layers.
+    pixels : embeddings (E², D), or (N, E², D), one for each prompt; dense prompt added.
+    prompts : tokens (N, T, D).
 
     Returns
     -------

@@ -243,7 +243,14 @@ class Graph:
         return self.node("Reshape", value, self._integers(shape))
 
     def slice(self, value: str, axis: int, start: int, stop: int, step: int = 1) -> str:
-        """Take the range from ``start`` up to ``stop``, in steps, of an axis."""
+        """Take a range of an axis.
+
+        Parameters
+        ----------
+        value : of any shape.
+        axis : counted from 0.
+        start, stop, step : as in Python: ``stop`` is left out.
+        """
         ranges = [self._integers([number]) for number in (start, stop, axis, step)]
         return self.node("Slice", value, *ranges)
 

@@ -281,9 +281,15 @@ def _gemm(
 ) -> str:
     """Multiply (M, K) by ``matrix`` (C, K), as integers where the layer is integer.
 
-    ``per_output`` brings one value for each output of the layer, its bias or its scales, into
-    the order of the rows of ``matrix``. ``branch``: what is added to the product, (C, R) and
-    (R, K).
+    Parameters
+    ----------
+    g, layer : the graph that is written, and whose scales and bias are taken.
+    x : (M, K), in the form that ``quantize`` gave.
+    matrix : (C, K), the layer's weight or some of its rows.
+    per_output : brings one value for each output of the layer, its bias or its scales, into the
+        order of the rows of ``matrix``.
+    part : names the nodes where a layer is written as several products.
+    branch : what is added to the product: (C, R) and (R, K).
     """
     x = dequantize(g, layer, x)
     # The parts of a layer share what the branch does to its input.

@@ -99,7 +99,14 @@ class Map:
         return replace(self, value=g.add(value, self.value))
 
     def convolve(self, g: Graph, name: str, module: nn.Module, floor: float | None = None) -> Map:
-        """Apply the convolution ``name`` of ``module``."""
+        """Apply a convolution.
+
+        Parameters
+        ----------
+        g : the graph that is written.
+        name, module : the convolution is ``module.get_submodule(name)``.
+        floor : a lower bound of the map, where known; as in ``layers.quantize``.
+        """
         layer = module.get_submodule(name)
         size, width = _after(layer, self.size), weight_of(layer).shape[0]
         with g.scope(name):
@@ -111,7 +118,14 @@ class Map:
 
 
 def perceptron(g: Graph, mlp: nn.Module, names: tuple[str, str], x: str) -> str:
-    """Widen, GELU, narrow: (M, D)."""
+    """Widen, GELU, narrow: (M, D) → (M, D).
+
+    Parameters
+    ----------
+    g : the graph that is written.
+    mlp, names : holds the two linear layers under these names, the widening one first.
+    x : (M, D).
+    """
     first, second = names
     with g.scope(first):
         x = g.gelu(linear(g, mlp.get_submodule(first), x))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 import adalora_qat
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.export.decoder import (
@@ -71,17 +73,35 @@ class Exported:
     kernels: Mapping[str, int]
 
 
+class ExportOptions(TypedDict, total=False):
+    """What an export is told besides the model, the files and the images.
+
+    Attributes
+    ----------
+    policy : the name of the quantization policy, ``none`` for FP32.
+    sources : what the weights came from, name → SHA-256; goes into the file.
+    structures : what the model was trained to segment; goes into the file.
+    automatic_prompt : whether it was trained on whole images, too; goes into the file.
+    gate : the least agreement; the defaults of the configuration if None.
+    golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the (first)
+        file, for whoever runs the model elsewhere.
+    progress : is told of each case.
+    """
+
+    policy: Required[str]
+    sources: Required[Mapping[str, str]]
+    structures: Sequence[str]
+    automatic_prompt: bool | None
+    gate: ExportConfig | None
+    golden: ParityCase | None
+    progress: Progress | None
+
+
 def export_onnx(
     segmenter: Segmenter,
     path: Path,
     cases: Sequence[ParityCase],
-    *,
-    policy: str,
-    sources: Mapping[str, str],
-    structures: Sequence[str] = (),
-    gate: ExportConfig | None = None,
-    golden: ParityCase | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> Exported:
     """Export a whole model: image (1, 3, S, S), boxes (1, N, 4) → logits (1, N, L, L), iou (1, N).
 
@@ -90,13 +110,7 @@ def export_onnx(
     segmenter : float, or converted by ``quantize.convert``; adapters merged.
     path : the file to write.
     cases : the images and boxes of the parity gate.
-    policy : the name of the quantization policy, ``none`` for FP32.
-    sources : what the weights came from, name → SHA-256; goes into the file.
-    structures : what the model was trained to segment; goes into the file.
-    gate : the least agreement; the defaults of the configuration if None.
-    golden : a case whose inputs and outputs go into ``<stem>.golden.npz`` beside the file, for
-        whoever runs the model elsewhere.
-    progress : is told of each case.
+    options : see ``ExportOptions``.
 
     Raises
     ------
@@ -106,19 +120,8 @@ def export_onnx(
     UserError
         If the file cannot be written.
     """
-    metadata = describe(segmenter, policy, sources, structures)
-    model = build_model(segmenter, metadata)
-    with atomic_write(path) as temporary:
-        write_model(model, temporary, metadata)
-        kernels = require_integer_kernels(model, temporary)
-        candidate = onnx_model(open_session(temporary))
-        reference = torch_model(segmenter)
-        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
-        parity.check(gate or ExportConfig())
-        size = write_model(model, temporary, replace(metadata, parity=parity.figures()))
-    if golden is not None:
-        _write_golden(path, golden, candidate)
-    return Exported(path, size, parity, kernels)
+    [made] = _export(segmenter, {"whole": path}, cases, options)
+    return made
 
 
 def export_split(
@@ -126,13 +129,7 @@ def export_split(
     encoder_path: Path,
     decoder_path: Path,
     cases: Sequence[ParityCase],
-    *,
-    policy: str,
-    sources: Mapping[str, str],
-    structures: Sequence[str] = (),
-    gate: ExportConfig | None = None,
-    golden: ParityCase | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
@@ -141,10 +138,7 @@ def export_split(
     Parameters
     ----------
     encoder_path, decoder_path : the files to write.
-    segmenter, cases, policy, sources, gate, progress : as in ``export_onnx``; the gate looks at
-        both files together.
-    golden : as in ``export_onnx``; its file, beside the encoder, holds the image, the box and
-        what both together give.
+    segmenter, cases, options : as in ``export_onnx``; the gate looks at both files together.
 
     Raises
     ------
@@ -152,35 +146,70 @@ def export_split(
         As ``export_onnx``.
     """
     cases = [replace(case, structures=None) for case in cases]
-    metadata = describe(segmenter, policy, sources, structures)
-    models = build_encoder(segmenter, metadata), build_decoder(segmenter, metadata)
-    parts: tuple[Part, Part] = ("encoder", "decoder")
-    with atomic_write(encoder_path) as first, atomic_write(decoder_path) as second:
-        files = (first, second)
-        for model, file, part in zip(models, files, parts, strict=True):
-            write_model(model, file, replace(metadata, part=part))
-        kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
-        candidate = split_model(open_session(first), open_session(second))
-        reference = torch_model(segmenter)
-        parity = measure_parity(reference, candidate, cases, metadata.mask_threshold, progress)
-        parity.check(gate or ExportConfig())
-        sizes = [
-            write_model(model, file, replace(metadata, part=part, parity=parity.figures()))
-            for model, file, part in zip(models, files, parts, strict=True)
-        ]
-    if golden is not None:
-        _write_golden(encoder_path, replace(golden, structures=None), candidate)
-    paths = (encoder_path, decoder_path)
-    encoder, decoder = (
-        Exported(*o) for o in zip(paths, sizes, (parity,) * 2, kernels, strict=True)
-    )
+    paths: dict[Part, Path] = {"encoder": encoder_path, "decoder": decoder_path}
+    encoder, decoder = _export(segmenter, paths, cases, options)
     return encoder, decoder
 
 
+def _export(
+    segmenter: Segmenter,
+    paths: Mapping[Part, Path],
+    cases: Sequence[ParityCase],
+    options: ExportOptions,
+) -> list[Exported]:
+    """Write the parts together, or none of them."""
+    policy, sources = options["policy"], options["sources"]
+    metadata = describe(
+        segmenter,
+        policy,
+        sources,
+        options.get("structures", ()),
+        options.get("automatic_prompt"),
+    )
+    said = [replace(metadata, part=part) for part in paths]
+    models = [_BUILDERS[part](segmenter, metadata) for part in paths]
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_write(path)) for path in paths.values()]
+        for model, file, told in zip(models, files, said, strict=True):
+            write_model(model, file, told)
+        kernels = [require_integer_kernels(m, f) for m, f in zip(models, files, strict=True)]
+        sessions = [open_session(file) for file in files]
+        candidate = onnx_model(*sessions) if len(sessions) == 1 else split_model(*sessions)
+        parity = measure_parity(
+            torch_model(segmenter),
+            candidate,
+            cases,
+            metadata.mask_threshold,
+            options.get("progress"),
+        )
+        parity.check(options.get("gate") or ExportConfig())
+        sizes = [
+            write_model(model, file, replace(told, parity=parity.figures()))
+            for model, file, told in zip(models, files, said, strict=True)
+        ]
+    golden = options.get("golden")
+    if golden is not None:
+        shown = golden if "whole" in paths else replace(golden, structures=None)
+        _write_golden(next(iter(paths.values())), shown, candidate)
+    return [
+        Exported(path, size, parity, counts)
+        for path, size, counts in zip(paths.values(), sizes, kernels, strict=True)
+    ]
+
+
 def describe(
-    segmenter: Segmenter, policy: str, sources: Mapping[str, str], structures: Sequence[str] = ()
+    segmenter: Segmenter,
+    policy: str,
+    sources: Mapping[str, str],
+    structures: Sequence[str] = (),
+    automatic_prompt: bool | None = None,
 ) -> ModelMetadata:
     """Return the metadata of a model that can be exported.
+
+    Parameters
+    ----------
+    segmenter : its variant is described.
+    policy, sources, structures : as in ``ExportOptions``.
 
     Raises
     ------
@@ -197,6 +226,7 @@ def describe(
         version,
         sources=dict(sources),
         structures=tuple(structures),
+        automatic_prompt=automatic_prompt,
         min_onnxruntime=MIN_ONNXRUNTIME,
     )
 
@@ -213,9 +243,6 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     g, side, low = Graph(variant.name), variant.frame.side, variant.low_res_side
     image = g.input("image", (1, 3, side, side))
     boxes = g.input("boxes", (1, "N", 4))
-    named = (
-        g.input("structures", (1, "N"), onnx.TensorProto.INT64) if segmenter.structures else None
-    )
     embeddings = _encoded_once(g, segmenter, image)
     features = g.add(embeddings, no_mask(g, segmenter))
     prompts = embed_boxes(g, segmenter, boxes)
@@ -280,6 +307,13 @@ def build_decoder(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelPr
     return checked(g.model(replace(metadata, part="decoder").to_props()))
 
 
+_BUILDERS: Mapping[Part, Callable[[Segmenter, ModelMetadata], onnx.ModelProto]] = {
+    "whole": build_model,
+    "encoder": build_encoder,
+    "decoder": build_decoder,
+}
+
+
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that ``onnx.checker`` passes.
 
@@ -309,7 +343,7 @@ def require_exportable(segmenter: Segmenter) -> None:
         If not, naming the first module.
     """
     for name, module in segmenter.named_modules():
-        if hasattr(module, "delta_weight"):
+        if isinstance(module, AdaptedLinear):
             raise ExportError(f"{name} is still an adapter; call adapt.merge before exporting")
         if hasattr(module, "weight_quantizer"):
             raise ExportError(f"{name} is prepared but not converted; call quantize.convert")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import DataConfig
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
-from adalora_qat.export.onnx import Exported, export_onnx, export_split
+from adalora_qat.export.onnx import Exported, ExportOptions, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import (
@@ -41,8 +40,9 @@ def export_stage(
     records: Sequence[Record],
     progress: Progress | None = None,
     *,
+    halves: bool = False,
     golden: bool = False,
-) -> Exported:
+) -> list[Exported]:
     """Export a stage's model and hold it against its PyTorch self on ``records``.
 
     Parameters
@@ -53,7 +53,13 @@ def export_stage(
     path : the file to write.
     records : the validation images, with masks for their boxes.
     progress : is told of each image.
+    halves : write ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` instead, for interactive
+        use.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
+
+    Returns
+    -------
+    The files that were written: one, or encoder and decoder.
 
     Raises
     ------
@@ -62,35 +68,13 @@ def export_stage(
         written then.
     """
     segmenter, cases, told = _prepared(run, stage, records)
-    shown = golden_case(segmenter.variant.frame, segmenter.structures) if golden else None
-    return export_onnx(segmenter, path, cases, **told, golden=shown, progress=progress)
-
-
-def export_halves(
-    run: RunFolder,
-    stage: str,
-    path: Path,
-    records: Sequence[Record],
-    progress: Progress | None = None,
-    *,
-    golden: bool = False,
-) -> tuple[Exported, Exported]:
-    """Export ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` for interactive use.
-
-    Parameters
-    ----------
-    path : gives the folder and the stem.
-    run, stage, records, progress, golden : as in ``export_stage``.
-
-    Raises
-    ------
-    ExportError
-        As ``export_stage``.
-    """
-    segmenter, cases, told = _prepared(run, stage, records)
-    shown = golden_case(segmenter.variant.frame) if golden else None
+    told["progress"] = progress
+    frame, structures = segmenter.variant.frame, segmenter.structures
+    told["golden"] = golden_case(frame, structures) if golden else None
+    if not halves:
+        return [export_onnx(segmenter, path, cases, **told)]
     encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
-    return export_split(segmenter, encoder, decoder, cases, **told, golden=shown, progress=progress)
+    return [*export_split(segmenter, encoder, decoder, cases, **told)]
 
 
 def golden_case(frame: Frame, structures: Sequence[str] = ()) -> ParityCase:
@@ -113,7 +97,7 @@ def golden_case(frame: Frame, structures: Sequence[str] = ()) -> ParityCase:
 
 def _prepared(
     run: RunFolder, stage: str, records: Sequence[Record]
-) -> tuple[Segmenter, list[ParityCase], dict[str, Any]]:
+) -> tuple[Segmenter, list[ParityCase], ExportOptions]:
     if run.config.baselines is not None:
         raise ExportError(
             f"{run.path} is a run of a baseline ({run.config.baselines.architecture}), which has "
@@ -121,10 +105,11 @@ def _prepared(
         )
     source = run.stage(stage) / MODEL_FILE
     segmenter, description = load_model(source)
-    told = {
+    told: ExportOptions = {
         "policy": run.config.quantize.policy if description["quantize"] else "none",
         "sources": {f"{stage}/{MODEL_FILE}": sha256_file(source)},
         "structures": run.config.data.prompt.targets,
+        "automatic_prompt": run.config.data.prompt.whole_image > 0,
         "gate": run.config.export,
     }
     cases = parity_cases(records, run.config.data, segmenter.variant.frame, segmenter.structures)

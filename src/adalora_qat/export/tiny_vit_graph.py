@@ -41,7 +41,14 @@ _STRIPS = 4
 
 
 def encode_tiny_vit(g: Graph, encoder: TinyViT, image: str, side: int) -> str:
-    """Write a TinyViT: image (1, 3, S, S) → embeddings (E², D)."""
+    """Write a TinyViT: image (1, 3, S, S) → embeddings (E², D).
+
+    Parameters
+    ----------
+    g, encoder : the graph that is written, and whose layers.
+    image : (1, 3, S, S) float32, normalised.
+    side : S, in pixels.
+    """
     x = _stem_in_strips(g, encoder, image, side)
     for index, stage in enumerate(encoder.layers[1:], start=1):
         with g.scope(f"layers.{index}"):

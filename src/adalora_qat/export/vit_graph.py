@@ -48,7 +48,14 @@ _TABLES = ("rel_pos_h", "rel_pos_w")
 
 
 def encode_vit(g: Graph, encoder: VitImageEncoder, image: str, side: int) -> str:
-    """Write a ViT: image (1, 3, S, S) → embeddings (E², D)."""
+    """Write a ViT: image (1, 3, S, S) → embeddings (E², D).
+
+    Parameters
+    ----------
+    g, encoder : the graph that is written, and whose layers.
+    image : (1, 3, S, S) float32, normalised.
+    side : S, in pixels.
+    """
     patches = Map(image, (side, side), 3, planes=True)
     with g.scope("patch_embed"):
         patches = patches.convolve(g, "projection", encoder.patch_embed)
@@ -213,7 +220,15 @@ def _with_positions(
 
 
 def _offset_table(g: Graph, name: str, table: Tensor, side: int, factor: float = 1.0) -> str:
-    """Write the embedding of each offset times ``factor``, (2n − 1, d) → (n query, d, n key)."""
+    """Write the embedding of each offset times ``factor``: (n query, d, n key).
+
+    Parameters
+    ----------
+    g, name : the graph that is written, and what its constant is called.
+    table : (offsets, d), from −(n − 1) to n − 1; resized where it has another length.
+    side : n.
+    factor : undoes the scale of the queries that the table is multiplied by.
+    """
     # transformers resizes a table of another length.
     resized = F.interpolate(table.detach().T[None], size=2 * side - 1, mode="linear")[0].T
     stored = g.constant(name, resized * factor)

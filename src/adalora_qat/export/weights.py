@@ -128,7 +128,14 @@ def is_grouped(layer: nn.Module) -> bool:
 
 
 def _grouped_weight(g: Graph, layer: QuantizedLayer, matrix: Tensor, scale: Tensor) -> str:
-    """Return a weight with one scale for each group of inputs, scale (C, G), as float32."""
+    """Return a weight with a scale for each group of its inputs, as float32 (C, K).
+
+    Parameters
+    ----------
+    g, layer : the graph that is written, and whose numerics.
+    matrix : (C, K) integers.
+    scale : (C, G), G groups of neighbouring inputs.
+    """
     (outputs, inputs), groups = matrix.shape, scale.shape[1]
     size = layer.numerics.weight.group_size or inputs if layer.numerics.weight else inputs
     # (C, K) → (C, G, size): the scale (C, G, 1) then needs no repeating, and no room in the file.
@@ -139,7 +146,15 @@ def _grouped_weight(g: Graph, layer: QuantizedLayer, matrix: Tensor, scale: Tens
 
 
 def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | None = None) -> str:
-    """Return integers behind a DequantizeLinear, as integer kernels take them."""
+    """Return integers behind a DequantizeLinear, as integer kernels take them.
+
+    Parameters
+    ----------
+    g, name : the graph that is written, and what its constants are called.
+    integers : of any shape.
+    scale : one for all, or one for each entry of the first axis.
+    bits : 4 stores two in a byte; None their own type.
+    """
     stored = _stored(g, name, integers, bits)
     if bits is not None and bits <= _HALF_BYTE:
         # The kernels multiply int8; ONNX Runtime widens once, on loading.
@@ -151,7 +166,14 @@ def _operand(g: Graph, name: str, integers: Tensor, scale: Tensor, bits: int | N
 
 
 def _stored(g: Graph, name: str, integers: Tensor, bits: int | None) -> str:
-    """Store integers in half a byte each where they fit, else in their own type."""
+    """Store integers in half a byte each where they fit, else in their own type.
+
+    Parameters
+    ----------
+    g, name : the graph that is written, and what its constant is called.
+    integers : of any shape.
+    bits : of the numerics; None their own type.
+    """
     if bits is not None and bits <= _HALF_BYTE:
         return g.integers4(f"{name}_int4", integers)
     kind = str(integers.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The size that a compressed image itself claims, read before any decoder sees it.
+"""The size that a compressed image claims, read before any decoder sees it.
 
 Decoders allocate what the stream claims, whatever the DICOM header says: one flipped bit
 may ask for gigabytes. Marker layouts: ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 (JPEG 2000).

@@ -21,21 +21,16 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
+from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
-from adalora_qat.errors import DataError, printable
+from adalora_qat.errors import DataError
 from adalora_qat.imaging.dicom_pixels import display, stored_values
 from adalora_qat.imaging.image_file import MAX_PIXELS, check_pixel_count, check_readable
-from adalora_qat.imaging.integrity import warnings_heard
+from adalora_qat.imaging.integrity import first_line, refusing, warnings_heard
 
 DEFAULT_SALT = "adalora-qat"
 
@@ -115,21 +110,21 @@ class DicomImage(DicomHeader):
 
 
 def read_dicom_header(
-    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS
 ) -> DicomHeader:
     """Read and check the header of a radiograph, without its pixels.
 
     Parameters
     ----------
-    salt, max_pixels, lenient : as for ``read_dicom``.
+    salt, max_pixels : as for ``read_dicom``.
 
     Raises
     ------
     DataError
         If the file is not DICOM or not a radiograph, with the reason.
     """
-    with _refusing(path, lenient):
-        dataset = _open(path, max_pixels, lenient, header_only=True)
+    with _refusing(path, lenient=False):
+        dataset = _open(path, max_pixels, lenient=False, header_only=True)
         return _header(dataset, salt, max_pixels)
 
 
@@ -158,17 +153,13 @@ def read_dicom(
 
 
 def read_dataset(
-    dataset: Dataset,
-    salt: str = DEFAULT_SALT,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    lenient: bool = False,
+    dataset: Dataset, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
 ) -> DicomImage:
     """Read a radiograph from a dataset in memory; it is not changed.
 
     Parameters
     ----------
-    salt, max_pixels, lenient : as for ``read_dicom``.
+    max_pixels, lenient : as for ``read_dicom``.
 
     Raises
     ------
@@ -180,7 +171,7 @@ def read_dataset(
             raise DataError("DICOM without an image (no rows and columns in it)")
         own = copy.copy(dataset)
         _complete_transfer_syntax(own)
-        return _image(own, salt, max_pixels, lenient)
+        return _image(own, DEFAULT_SALT, max_pixels, lenient)
 
 
 def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
@@ -193,26 +184,15 @@ def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
 
 @contextmanager
 def _refusing(path: Path | str, lenient: bool) -> Iterator[None]:
-    """Name the file in refusals, and turn whatever damage makes pydicom say into one."""
-    try:
+    """Name the file in refusals, and refuse what pydicom raises or warns of."""
+    damaged = ": damaged or truncated DICOM ({}); copy it again or leave it out"
+    with refusing(path, damaged):
         with warnings_heard() as said, pydicom_config.disable_value_validation():
             yield
         # What padding is allowed, ``stored_values`` says.
         odd = [message for message in said if not message.startswith(PADDED)]
         if odd and not lenient:
-            raise DataError(f"damaged or against the standard ({_line(odd[0])})")
-    except DataError as error:
-        raise DataError(f"{printable(path)}: {error}") from error.__cause__
-    except Exception as error:  # hostile bytes make parsers and decoders raise anything
-        raise DataError(
-            f"{printable(path)}: damaged or truncated DICOM ({_line(error)}); copy it again or "
-            "leave it out"
-        ) from error
-
-
-def _line(message: object) -> str:
-    text = str(message) or type(message).__name__
-    return printable(text.splitlines()[0][:200])
+            raise DataError(f"damaged or against the standard ({first_line(odd[0])})")
 
 
 def _open(path: Path, max_pixels: int, lenient: bool, header_only: bool) -> Dataset:
@@ -222,7 +202,7 @@ def _open(path: Path, max_pixels: int, lenient: bool, header_only: bool) -> Data
     with path.open("rb") as handle:
         head = handle.read(1024)
     _check_signature(head)
-    if DeflatedExplicitVRLittleEndian.encode() in head:
+    if uid.DeflatedExplicitVRLittleEndian.encode() in head:
         dataset, size = _inflated(path, most)
     else:
         dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
@@ -241,7 +221,7 @@ def _check_elements(dataset: Dataset, size: int) -> None:
     if tags != sorted(tags):
         raise DataError("elements out of order, which DICOM forbids; damaged")
     last: Any = dataset.get_item(tags[-1])
-    # Elements that were not looked at yet know where they stand in the file.
+    # Elements that were not decoded yet know their place in the file.
     if not isinstance(last, RawDataElement) or last.value is None:
         return
     delimiter = 8 if last.length == UNDEFINED else 0
@@ -264,7 +244,7 @@ def _inflated(path: Path, most: int) -> tuple[Dataset, int]:
         raise DataError("a deflated data set without its end; truncated")
     dataset = read_elements(BytesIO(plain), is_implicit_VR=False, is_little_endian=True)
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     return dataset, len(plain)
 
 
@@ -281,9 +261,9 @@ def _complete_transfer_syntax(dataset: Dataset) -> None:
     dataset.file_meta = copy.copy(getattr(dataset, "file_meta", None)) or FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
-        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         # A dataset that was made in memory says neither, and is little-endian as arrays are.
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if little is False else plain
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian if little is False else plain
 
 
 def _image(dataset: Dataset, salt: str, max_pixels: int, lenient: bool) -> DicomImage:
@@ -320,7 +300,7 @@ def _check_radiograph(dataset: Dataset, modality: str) -> None:
         )
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise DataError(f"{frames} frames in one file, which a radiograph has not; leave it out")
+        raise DataError(f"{frames} frames in one file; a radiograph has one; leave it out")
 
 
 def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:

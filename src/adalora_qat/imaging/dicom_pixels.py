@@ -35,9 +35,9 @@ from adalora_qat.errors import DataError
 from adalora_qat.imaging.codestream import CodedSize, coded_size
 from adalora_qat.imaging.integrity import check_j2k, check_jpeg, check_scans
 
-# Who decodes what, in the order tried, among packages whose licences fit Apache-2.0. Pillow's
-# libjpeg-turbo is the sturdiest JPEG decoder and knows 8 bits; OpenJPEG by itself is newer than
-# the one inside GDCM.
+# Which package decodes what, in the order tried, among packages whose licences fit Apache-2.0.
+# Pillow's libjpeg-turbo is the sturdiest JPEG decoder and knows 8 bits; OpenJPEG by itself is
+# newer than the one inside GDCM.
 DECODERS = {
     JPEGBaseline8Bit: ("pillow", "gdcm"),
     JPEGExtended12Bit: ("pillow", "gdcm"),
@@ -82,7 +82,7 @@ def stored_values(dataset: Dataset, *, lenient: bool = False) -> NDArray[np.int3
         raise DataError(f"{dataset.get('BitsAllocated')} bits a pixel; radiographs have 8 or 16")
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples not in (1, 3) or "PALETTE" in str(dataset.get("PhotometricInterpretation")):
-        raise DataError("a palette or several channels of colour, which a radiograph has not")
+        raise DataError("a palette or several channels of colour, which no radiograph has")
     pixels = _decode(dataset, lenient)
     if samples == 3:
         return _grey_of(pixels)
@@ -239,7 +239,7 @@ def _used_bits(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.int32]:
     bits = int(dataset.get("BitsStored") or allocated)
     low = int(dataset.get("HighBit", bits - 1)) + 1 - bits
     if not 1 <= bits <= allocated or not 0 <= low <= allocated - bits:
-        raise DataError(f"{bits} bits stored of {allocated} allocated, which cannot be; damaged")
+        raise DataError(f"{bits} bits stored of {allocated} allocated is impossible; damaged")
     signed = dataset.get("PixelRepresentation") == 1
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated and not signed:
         # The stream has its own precision, and nothing above it.
@@ -275,6 +275,19 @@ def _modality(dataset: Dataset, stored: NDArray[np.int32]) -> Values:
 def _value_of_interest(
     dataset: Dataset, values: Values, seen: NDArray[np.bool_], sampled: NDArray[np.bool_]
 ) -> tuple[Values, str]:
+    """Map values to grey in [0, 1], by the first of the file's mappings that keeps the picture.
+
+    Parameters
+    ----------
+    dataset : says which mappings there are.
+    values : (n,), every stored value there can be, after the modality's mapping.
+    seen : (n,), whether a value occurs outside the padding.
+    sampled : (n,), whether it occurs in the sample by which a mapping is judged.
+
+    Returns
+    -------
+    (n,) grey levels, and what mapped them: "VOI LUT", "window" or "full range".
+    """
     if dataset.get("VOILUTSequence"):
         shown, table = _look_up(dataset, dataset.VOILUTSequence[0], values)
         grey = (shown - table.min()) / max(float(np.ptp(table)), 1.0)
@@ -290,7 +303,7 @@ def _value_of_interest(
 
 
 def _has_levels(grey: Values, values: Values, sampled: NDArray[np.bool_]) -> bool:
-    """Tell whether a mapping kept the picture: enough levels, or all that there were."""
+    """Tell whether a mapping kept the picture: enough grey levels, or all that it was given."""
     kept, given = (np.unique(array[sampled]).size for array in (grey, values))
     return kept >= min(MIN_WINDOWED_LEVELS, given)
 

@@ -340,7 +340,7 @@ def mask_box_edges(mask: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def last_pixels(box_xyxy: NDArray[Any]) -> NDArray[np.float64]:
-    """Return what ``mask_box_edges`` added taken away again: (4,) edges → (4,) for drawing.
+    """Return the outermost pixels inside the edges (4,) of ``mask_box_edges``, (4,), for drawing.
 
     The far edges become the last pixel that they cut into; never less than the near edges.
     """

@@ -23,15 +23,21 @@ from adalora_qat.imaging.integrity import (
     check_jpeg,
     check_scans,
     check_strips,
+    first_line,
+    refusing,
     warnings_heard,
 )
 
 # Formats with a signature and a plain decoder; Pillow's others can start programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
-# Four times the largest detectors and film scans in use (about 5000 × 5000).
+# Four times the largest detectors and scans of films in use (about 5000 × 5000).
 MAX_PIXELS = 100_000_000
 # Formats that Pillow takes as JPEG: several pictures in one file are one with thumbnails.
 _JPEG, _PICTURES = ("JPEG", "MPO"), "MPO"
+_UNREADABLE = (
+    " cannot be read as an image ({}); it is truncated, damaged or not an image: replace it or "
+    "leave it out"
+)
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -131,24 +137,16 @@ def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
 
 def _read(path: Path, max_pixels: int, lenient: bool) -> NDArray[Any]:
     size = check_readable(path)
-    try:
-        with _opened(path, lenient) as image:
-            check_pixel_count(image.height, image.width, max_pixels)
-            if image.format in _JPEG:
-                check_scans(path.read_bytes())
-            pages = 1 if image.format == _PICTURES else getattr(image, "n_frames", 1)
-            if pages > 1:
-                raise DataError(f"{pages} pages in one file; save the one that is meant on its own")
-            if not lenient:
-                _check_whole(path, image, size)
-            return _pixels(path, image)
-    except DataError as error:
-        raise DataError(f"{printable(path)}: {error}") from error.__cause__
-    except Exception as error:  # hostile bytes make decoders raise anything at all
-        raise DataError(
-            f"{printable(path)} cannot be read as an image ({_reason(error)}); it is truncated, "
-            "damaged or not an image: replace it or leave it out"
-        ) from error
+    with refusing(path, _UNREADABLE), _opened(path, lenient) as image:
+        check_pixel_count(image.height, image.width, max_pixels)
+        if image.format in _JPEG:
+            check_scans(path.read_bytes())
+        pages = 1 if image.format == _PICTURES else getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise DataError(f"{pages} pages in one file; save the one that is meant on its own")
+        if not lenient:
+            _check_whole(path, image, size)
+        return _pixels(path, image)
 
 
 @contextmanager
@@ -162,7 +160,7 @@ def _opened(path: Path, lenient: bool = True) -> Iterator[Image.Image]:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
         if said and not lenient:
-            raise DataError(f"damaged ({_reason(said[0])}); copy it again or leave it out")
+            raise DataError(f"damaged ({first_line(said[0])}); copy it again or leave it out")
         yield image
 
 
@@ -203,7 +201,7 @@ def picture_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> NDArr
     try:
         return _upright_pixels(image)
     except Exception as error:  # opened, but not decoded yet: bytes can be anything
-        raise DataError(f"the PIL image cannot be decoded ({_reason(error)})") from error
+        raise DataError(f"the PIL image cannot be decoded ({first_line(error)})") from error
 
 
 def _upright_pixels(image: Image.Image) -> NDArray[Any]:
@@ -254,7 +252,3 @@ def _with_order(path: Path, channels: str, order: str) -> NDArray[np.uint8]:
 def _stored_little(image: Image.Image, rawmode: str) -> bool:
     # "N" is the order of this machine; NumPy knows it.
     return rawmode[-1] == "L" or (rawmode[-1] == "N" and bool(np.little_endian))
-
-
-def _reason(error: object) -> str:
-    return printable((str(error) or type(error).__name__).splitlines()[0])

@@ -15,12 +15,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import simplejpeg
 from PIL import Image
 
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, printable
 from adalora_qat.imaging.codestream import J2K_START, JPEG_START, number
 
 END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
@@ -44,6 +45,35 @@ def warnings_heard() -> Iterator[list[str]]:
             yield heard
         finally:
             heard += [str(warning.message) for warning in said]
+
+
+@contextmanager
+def refusing(where: Path | str, otherwise: str) -> Iterator[None]:
+    """Name the file in refusals, and turn whatever a decoder says into one.
+
+    Parameters
+    ----------
+    where : the file, or what to call what is read.
+    otherwise : what is said of it where a decoder raised; ``{}`` is the decoder's reason.
+
+    Raises
+    ------
+    DataError
+        In place of whatever the block raises.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{printable(where)}: {error}") from error.__cause__
+    except Exception as error:  # hostile bytes make parsers and decoders raise anything
+        said = otherwise.format(first_line(error))
+        raise DataError(f"{printable(where)}{said}") from error
+
+
+def first_line(message: object) -> str:
+    """Return the first line of a message, or the name of an error without one, fit to print."""
+    text = str(message) or type(message).__name__
+    return printable(text.splitlines()[0][:200])
 
 
 def check_jpeg(stream: bytes, *, bits: int = 8, pictures: bool = False) -> None:
@@ -109,7 +139,7 @@ def check_j2k(stream: bytes) -> None:
 
 
 def check_strips(image: Image.Image, size: int) -> None:
-    """Refuse a TIFF whose strips or tiles are not where and what they can be.
+    """Refuse a TIFF whose strips or tiles have an impossible place or size.
 
     Parameters
     ----------
@@ -133,7 +163,7 @@ def check_strips(image: Image.Image, size: int) -> None:
     if len(offsets) != len(counts) or any(
         offset < max(end, 8) for (offset, _), end in zip(pieces, ends, strict=False)
     ):
-        raise DataError("TIFF strips that lie on each other; damaged")
+        raise DataError("TIFF strips that overlap; damaged")
     if ends[-1] > size:
         raise DataError("TIFF strips beyond the end of the file; truncated")
     if tags.get(259, _UNCOMPRESSED) == _UNCOMPRESSED and _STRIPS[0] in tags:
@@ -160,7 +190,7 @@ def _end(stream: bytes) -> int:
 
 
 def _marker(stream: bytes, at: int) -> tuple[int, int]:
-    """Return the marker here and the offset behind it, past bytes of filling."""
+    """Return the marker here and the offset behind it, past fill bytes."""
     start = at
     while stream[at : at + 1] == b"\xff":
         at += 1

@@ -34,7 +34,7 @@ KERNELS: tuple[Kernel, ...] = ("folded", "cudnn", "triton")
 
 
 class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
-    """``SamVisionAttention`` with its parameters and another way of computing.
+    """A ``SamVisionAttention`` with the same parameters, computed in another way.
 
     ``kernel`` is "folded" (SDPA of a wider head), "cudnn" (the same, on cuDNN's kernel, which
     alone leaves V at its width), or "triton".
@@ -96,7 +96,7 @@ class FastVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
 
 class FastVisionLayer(SamVisionLayer):  # type: ignore[misc]
-    """``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
+    """A ``SamVisionLayer`` that leaves cutting and joining windows to its attention."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, E, E, C) to (B, E, E, C)."""
@@ -128,7 +128,7 @@ def install(model: nn.Module, kernel: Kernel, window_kernel: Kernel | None = Non
         raise ConfigError("fast attention is installed already: install it once")
     layers = [module for module in model.modules() if isinstance(module, SamVisionLayer)]
     if not layers:
-        raise ConfigError("the model has no SAM ViT layers: fast attention is for those alone")
+        raise ConfigError("the model has no SAM ViT layers: fast attention works on those only")
     chosen = [window_kernel or kernel if layer.window_size else kernel for layer in layers]
     for layer, kind in zip(layers, chosen, strict=True):
         _check(layer.attn, kind)
@@ -235,6 +235,15 @@ def relative_terms(qkv: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Te
 
 
 def _relative_table(table: Tensor, side: int, window: int, step: int) -> Tensor:
+    """Return the table of one axis, (side, K, D): entry [y, k] is R[y mod G − k], zero for k ≥ G.
+
+    Parameters
+    ----------
+    table : (2·G − 1, D), or another length, which is interpolated.
+    side : of the grid along this axis, in tokens.
+    window : G.
+    step : K is G rounded up to a multiple of it.
+    """
     length = 2 * window - 1
     if len(table) != length:
         # Another grid than the pretrained one: as transformers does.
@@ -246,6 +255,16 @@ def _relative_table(table: Tensor, side: int, window: int, step: int) -> Tensor:
 
 
 def _attend_folded(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: Kernel) -> Tensor:
+    """Attend over whole grids, or windows: (B, height, width, H·D).
+
+    Parameters
+    ----------
+    qkv : (B, height, width, 3·H·D).
+    rel : (B, height, width, H·2K), as ``relative_terms`` gives them.
+    heads : H.
+    scale : of the products of queries and keys.
+    kernel : "folded" or "cudnn".
+    """
     B, height, width, C = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
     query, key, value = _heads(qkv, heads)
     terms = rel.view(B, height * width, heads, -1).transpose(1, 2)
@@ -264,7 +283,14 @@ def _attend_folded(qkv: Tensor, rel: Tensor, heads: int, scale: float, kernel: K
 
 
 def _one_hot_places(height: int, width: int, K: int, like: Tensor) -> Tensor:
-    # (height·width, 2K): which row, then which column a key stands in.
+    """Return which row, then which column each key stands in: (height·width, 2K).
+
+    Parameters
+    ----------
+    height, width : of the grid in tokens, at most K.
+    K : slots of each axis.
+    like : gives device and dtype.
+    """
     slots = torch.arange(K, device=like.device)
     tokens = torch.arange(height * width, device=like.device)[:, None]
     rows, columns = tokens // width == slots, tokens % width == slots

@@ -86,7 +86,14 @@ class _Stored:
     def value(
         self, layer: str, leaf: str, shape: torch.Size, *, transposed: bool = False
     ) -> Tensor:
-        """Return a parameter in the segmenter's own shape."""
+        """Return a parameter in the segmenter's own shape.
+
+        Parameters
+        ----------
+        layer, leaf : the parameter is ``<layer>.<leaf>``.
+        shape : of the segmenter's parameter.
+        transposed : whether it is the weight of a transposed convolution.
+        """
         if leaf == "bias":
             return self.bias(layer, shape)
         name = f"{layer}.{leaf}"

@@ -95,7 +95,12 @@ def attend(qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int
 def _attention(
     qkv: Tensor, padding: Tensor, tables: Tensor, heads: int, window: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the attended (B, E, E, H·D) and the base-2 log-sum-exp (B, H, E·E) FP32."""
+    """Return the attended (B, E, E, H·D) and the base-2 log-sum-exp (B, H, E·E) FP32.
+
+    Parameters
+    ----------
+    qkv, padding, tables, heads, window : as in ``attend``.
+    """
     return _attend(qkv, padding, tables, heads, window)
 
 
@@ -135,7 +140,14 @@ def _attention_backward(
     heads: int,
     window: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of qkv and of the relative terms (B, H, E·E, 2K)."""
+    """Return the gradients of qkv, and of the relative terms, (B, H, E·E, 2K).
+
+    Parameters
+    ----------
+    grad : (B, E, E, H·D), of the output.
+    qkv, padding, tables, heads, window : as in ``attend``.
+    out, lse : what ``_attention`` returned.
+    """
     E = qkv.shape[1]
     qkv, padding = _aligned(qkv), _aligned(padding)
     shape = _Shape.of(qkv, tables, heads, window)
@@ -216,6 +228,7 @@ class _Shape:
 
     @classmethod
     def of(cls, qkv: Tensor, tables: Tensor, heads: int, window: int) -> _Shape:
+        """Read the sizes from the tensors; arguments as in ``attend``."""
         B, E, _, triple = qkv.shape
         return cls(B, E, heads, triple // (3 * heads), window, tables.shape[2])
 

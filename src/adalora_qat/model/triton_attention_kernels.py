@@ -4,6 +4,10 @@ Legend: B images, E grid side, G window side, H heads, D head width, K slots of 
 (G rounded up to 16); M queries and N keys of a block; z counts windows of all images. Scores are
 held in base 2: LOG2E is folded into every factor, and exp2 is one instruction. ROWS says which of
 the two ways to the bias a kernel is compiled for.
+
+What the kernels are given: qkv and grad_qkv (B, E, E, 3·H·D); padding (3·H·D); tables (2, E, K, D);
+rel and grad_rel (B, H, E·E, 2K); grad and out (B, E, E, H·D); lse (base 2) and delta (B, H, E·E)
+FP32; E, heads and windows (along one side) as numbers. Everything is contiguous.
 """
 # Kernels are typed by Triton, not by Python.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

@@ -49,7 +49,13 @@ def _(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
 
 @torch.library.custom_op("adalora_qat::window_attention_backward", mutates_args=())
 def _window_attention_backward(grad: Tensor, qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """Return the gradient of qkv."""
+    """Return the gradient of qkv, (W, N, H·3·D).
+
+    Parameters
+    ----------
+    grad : (W, N, H·D), of the output.
+    qkv, bias, heads : as in ``window_attention``.
+    """
     qkv, bias, grad = qkv.contiguous(), bias.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     grid = (len(qkv) * heads,)

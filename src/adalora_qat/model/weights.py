@@ -1,4 +1,4 @@
-"""Where weights come from, and how they get in: named, hashed, loaded strictly and safely.
+"""Where weights come from and how they are loaded: named, hashed, strictly and safely.
 
 Three forms are read: this package's safetensors, a transformers folder or Hub id, and the
 original ``.pth`` of Segment Anything, MedSAM, MobileSAM or LiteMedSAM, which
@@ -34,7 +34,7 @@ from adalora_qat.runtime.packaged import MODEL, weights_folder
 
 @dataclass(frozen=True)
 class Packaged:
-    """Published weights that travel inside a package of the Python package index."""
+    """Published weights that lie inside a package of the Python package index."""
 
     distribution: str
     version: str

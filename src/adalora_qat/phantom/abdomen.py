@@ -122,6 +122,16 @@ def _add_vessels(
     enhanced: float,
     rng: np.random.Generator,
 ) -> None:
+    """Draw the aorta, the vena cava and branches inside the liver into ``density``, in place.
+
+    Parameters
+    ----------
+    density : (S, S) Hounsfield units.
+    anatomy : gives the shapes.
+    liver : (S, S).
+    enhanced : how much contrast agent the blood carries, 0 to 1.
+    rng : draws the branches.
+    """
     blood = np.float32(45 + 160 * enhanced)
     aorta, cava = anatomy.blob(0.05, 0.16, 0.05, 0.05), anatomy.blob(-0.12, 0.14, 0.06, 0.045)
     density[np.maximum(aorta, cava) > 0] = blood

@@ -215,6 +215,17 @@ def _branch(
     step: float,
     rng: np.random.Generator,
 ) -> None:
+    """Draw a vessel and its branches into ``layer``, in place, until they are too thin to see.
+
+    Parameters
+    ----------
+    layer : (side, side) uint8.
+    start : (x, y) in chest coordinates, −1 to 1.
+    angle : from the horizontal, in radians.
+    s : −1 to the left of the picture, 1 to the right.
+    width, step : of the vessel and of one piece of it, in chest coordinates.
+    rng : bends and forks it.
+    """
     point = start
     while width > 0.003:
         angle += rng.normal(0, 0.14)

@@ -63,7 +63,7 @@ class Phantom:
 
 
 def phantom(seed: int, side: int = 256, kind: Kind = "chest") -> Phantom:
-    """Make the phantom of a seed; the same seed at another side is the same patient.
+    """Draw the phantom of a seed; the same seed at another side is the same patient.
 
     Parameters
     ----------

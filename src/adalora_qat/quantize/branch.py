@@ -1,4 +1,4 @@
-"""A linear layer whose quantization error a low-rank branch beside it makes good.
+"""A linear layer with a low-rank branch beside it that corrects its quantization error.
 
 y = Q(W) x + P diag(Λ) Q x: what ``compensate`` leaves of a layer of few bits. The branch is not
 merged, for the sum would have to be rounded again; it ships as two float16 matrices, P·diag(Λ)
@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import SVDLinear, frozen_linear
+from adalora_qat.adapt.adapted_linear import frozen_linear
+from adalora_qat.adapt.svd_linear import SVDLinear
 
 STORED = torch.float16
 _LARGEST = torch.finfo(STORED).max

@@ -1,4 +1,4 @@
-"""Low-rank compensation: a branch per layer, started from what quantization takes away.
+"""Low-rank compensation: a branch per layer, started from the quantization error.
 
 W ≈ Q(W') + P diag(Λ) Q by turns (LoftQ, Li et al. 2023, Algorithm 1): quantize what the branch
 does not hold, then let the branch hold the best rank-R part of what quantization lost.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adalora_qat.adapt.svd_linear import frozen_linear
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.quantize.branch import BranchedLinear
@@ -34,7 +34,6 @@ from adalora_qat.quantize.numerics import (
     to_integers,
 )
 from adalora_qat.quantize.observers import weight_threshold
-from adalora_qat.quantize.operators import is_adapted
 from adalora_qat.quantize.prepare import quantized_layers
 
 # An input that was nearly always zero must not make a column's error free.
@@ -289,6 +288,6 @@ def _plain(layer: FakeQuantLayer) -> nn.Linear:
     wrapped = layer.layer
     if isinstance(wrapped, nn.Linear):
         return wrapped
-    if not is_adapted(wrapped):
+    if not isinstance(wrapped, AdaptedLinear):
         raise CheckpointError(f"{layer.name} is not a linear layer")
-    return frozen_linear(wrapped.weight.detach(), wrapped.bias)
+    return wrapped.to_linear()

@@ -7,7 +7,7 @@ A converted layer holds buffers only:
   the numerics say so
 - ``input_scale`` float32 (), or None where activations stay float32
 - ``bias_int32`` int32 of scale s_x·s_w, or ``bias`` float32 where there is no such scale
-- ``branch_out`` (out, R) and ``branch_in`` (R, in) float16, where a low-rank branch makes good
+- ``branch_out`` (out, R) and ``branch_in`` (R, in) float16, where a low-rank branch corrects
   what few bits lose (``compensate``)
 
 Its forward is a float simulation, bit-identical to the fake-quantized layer's in float32.
@@ -169,7 +169,7 @@ class QuantizedEmbedding(QuantizedLayer):
 
 
 class DequantizedParameter(nn.Module):
-    """A parametrization: the owner stores int8, whoever reads the parameter gets float32."""
+    """A parametrization: the owner stores int8, readers of the parameter get float32."""
 
     scale: Tensor
 

@@ -137,7 +137,7 @@ def fake_quantize(values: Tensor, scale: Tensor, limit: int) -> Tensor:
 
 
 class FakeQuantizer(nn.Module):
-    """One tensor's quantizer: a scale and what is being done with it.
+    """The quantizer of one tensor: its scale, and the mode that it is in.
 
     Attributes
     ----------
@@ -162,7 +162,7 @@ class FakeQuantizer(nn.Module):
         # In the state dict, so that a reload computes with the very scales of training.
         self.register_buffer("scale", torch.ones(shape, device=device))
         self.register_buffer("observed", torch.zeros((), dtype=torch.bool, device=device))
-        # A weight is there whole when its scale is chosen: nothing need be watched.
+        # A weight is known whole when its scale is chosen: nothing has to be observed.
         self.observer = observer_for(numerics) if weight is None else None
         self.mode = "float"
 
@@ -198,7 +198,7 @@ class FakeQuantizer(nn.Module):
         )
 
     def observe(self) -> None:
-        """Begin calibration anew."""
+        """Start the calibration again."""
         self._hold(learned=False)
         self.observed.fill_(False)
         if self.observer is not None:
@@ -224,7 +224,7 @@ class FakeQuantizer(nn.Module):
         elif self.mode == "observe":
             threshold = self._threshold(weight)
             if threshold is None:
-                # Nothing came by: there is no telling how large such values are.
+                # Nothing was observed: there is no telling how large such values are.
                 self.mode = "float"
                 return
             if not torch.isfinite(threshold).all():

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.quantize.branch import BranchedLinear
 from adalora_qat.quantize.fake_quant import FakeQuantizer, integers_of, quantize
 from adalora_qat.quantize.numerics import LayerNumerics, to_integers
@@ -21,7 +22,6 @@ from adalora_qat.quantize.operators import (
     BIAS_LIMIT,
     Operator,
     integer_forward,
-    is_adapted,
     operator_of,
     sums_in_half,
 )
@@ -65,7 +65,7 @@ class FakeQuantLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """Return the float32 weight that is quantized: W, or W + ΔW of an adapted layer."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        if self.branch is None and is_adapted(self.layer):
+        if self.branch is None and isinstance(self.layer, AdaptedLinear):
             return weight + self.layer.delta_weight().to(weight.dtype)
         return weight
 
@@ -130,7 +130,7 @@ class FakeQuantLayer(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the kept integers again: after the weights were changed from outside."""
+        """Compute the kept integers again, after the weights were changed from outside."""
         self._integers = None
         if self.weight_quantizer.mode == "quantize" and not self._weight_trains():
             self._integers = integers_of(self.effective_weight(), self.weight_quantizer)

@@ -1,4 +1,4 @@
-"""How large the values of a tensor are: what decides a scale.
+"""How large the values of a tensor are, which decides its scale.
 
 Activations are watched batch after batch by an observer; a weight is there whole, so its
 threshold is computed from it directly. A threshold is the magnitude that becomes the largest
@@ -87,7 +87,7 @@ class HistogramObserver(Observer):
         self.top = 0.0
 
     def update(self, values: Tensor) -> None:
-        """Add a batch to the histogram and read the threshold anew."""
+        """Add a batch to the histogram and read the threshold again."""
         largest = float(_largest(values))
         if not largest < float("inf"):
             self.threshold = torch.full_like(self.threshold, largest)

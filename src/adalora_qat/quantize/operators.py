@@ -7,36 +7,19 @@ the geometry. The three differ only in the tensors they put in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.errors import ConfigError
 
 Kind = Literal["linear", "conv", "conv_transpose", "embedding"]
 
 # The largest float32 below 2³¹: as float it is exact, as int32 it does not overflow.
 BIAS_LIMIT = 2.0**31 - 128
-
-
-class AdaptedLinear(Protocol):
-    """A linear layer whose effective weight is ``weight + delta_weight()``."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def delta_weight(self) -> Tensor:
-        """Return ΔW, (out, in), differentiable."""
-        ...
-
-
-def is_adapted(module: object) -> TypeGuard[AdaptedLinear]:
-    """Return whether a module is an adapted linear layer."""
-    # Not isinstance with a runtime protocol: from Python 3.12 on that looks attributes up
-    # statically, and does not find a module's parameters.
-    return isinstance(module, nn.Module) and callable(getattr(module, "delta_weight", None))
 
 
 @dataclass(frozen=True)
@@ -112,7 +95,7 @@ class Operator:
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return what kind of quantizable layer a module is, or None."""
-    if isinstance(module, nn.Linear) or is_adapted(module):
+    if isinstance(module, nn.Linear | AdaptedLinear):
         return "linear"
     if isinstance(module, nn.Conv2d):
         return "conv"

@@ -247,6 +247,14 @@ def _pack_nibbles(
 def _unpack_nibbles(
     model: nn.Module, layer: PackedLayer, tensors: dict[str, Tensor], path: Path
 ) -> None:
+    """Put a layer's packed 4-bit weights back as int8 into ``tensors``, in place.
+
+    Parameters
+    ----------
+    model, layer : where it stands, and what the header says of it.
+    tensors : state-dict key → tensor; changed.
+    path : for messages.
+    """
     whole, packed = _keys(model, layer.name)
     if packed not in tensors:
         return

@@ -16,7 +16,6 @@ in ``policies/``; your own have the same form::
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -31,8 +30,10 @@ from adalora_qat.config import QuantizeConfig
 from adalora_qat.errors import ConfigError
 from adalora_qat.quantize.numerics import LayerNumerics, Numerics
 from adalora_qat.quantize.operators import kind_of
+from adalora_qat.recipe import named_text
 
 RowKind = Literal["linear", "conv", "depthwise", "conv_transpose", "embedding", "parameter"]
+POLICIES = resources.files("adalora_qat.quantize").joinpath("policies")
 _LAYERS: tuple[RowKind, ...] = ("linear", "conv", "depthwise", "conv_transpose", "embedding")
 
 
@@ -129,14 +130,6 @@ def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
 
 
-def policy_names() -> list[str]:
-    """Return the names of the built-in policies."""
-    folder = resources.files("adalora_qat.quantize").joinpath("policies")
-    return sorted(
-        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
-
-
 def load_policy(name_or_file: str | Path) -> Policy:
     """Read a built-in policy by name, or your own from a YAML file.
 
@@ -146,22 +139,7 @@ def load_policy(name_or_file: str | Path) -> Policy:
         For an unknown name (with the nearest known one) or a table that does not hold
         together, with every problem found.
     """
-    path = Path(name_or_file)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ConfigError(f"policy file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif str(name_or_file) in policy_names():
-        folder = resources.files("adalora_qat.quantize").joinpath("policies")
-        text = folder.joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    else:
-        near = difflib.get_close_matches(str(name_or_file), policy_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"unknown policy {str(name_or_file)!r}{hint} (known: {', '.join(policy_names())}, "
-            "or a path to a .yaml file)"
-        )
-    return parse_policy(text, str(name_or_file))
+    return parse_policy(named_text(name_or_file, POLICIES, "policy"), str(name_or_file))
 
 
 def parse_policy(text: str, origin: str) -> Policy:

@@ -56,7 +56,7 @@ def prepare(
 def observe(model: nn.Module) -> None:
     """Begin calibration: the model computes in float32 and watches its activations.
 
-    Called on a frozen model it discards the scales and begins anew.
+    Called on a frozen model it discards the scales and starts again.
     """
     _require_prepared(model)
     for layer in quantized_layers(model).values():

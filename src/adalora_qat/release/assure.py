@@ -107,7 +107,7 @@ def fit_assurance(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Assurance:
-    """Fit all parts with an exported model, which must not be calibrated yet.
+    """Fit all parts with an exported model that is not calibrated yet.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def fit_assurance(
         images.
     """
     if predictor.assurance != Assurance():
-        raise DataError(f"{predictor.path} knows its limits already; export it again")
+        raise DataError(f"{predictor.path} is calibrated already; export it again")
     predicted, true, limits = _confidences(predictor, validation, target, seed, progress)
     confidence = fit_calibration(predicted, true)
     features, classes = _features(predictor, train, views, seed, progress, "training views")
@@ -242,6 +242,15 @@ def _features(
 def _plausibility(
     train: Sequence[Record], target: str, limits: _Limits, expected: NDArray[np.float32]
 ) -> Plausibility:
+    """Set the limits on masks of the target.
+
+    Parameters
+    ----------
+    train : the training images, whose true masks give area and balance.
+    target : the structure.
+    limits : agreement of both passes on validation images.
+    expected : (n,) expected IoU of the masks of undegraded validation images.
+    """
     masks = [truth for _, _, truth in _cases(train, target, None, "")]
     areas = [float(mask.mean()) for mask in masks]
     low, high = np.quantile(areas, [0.001, 0.999])

@@ -1,4 +1,4 @@
-"""From a trained run to the folder of the model that ships: file, card, golden mask, sums.
+"""From a trained run to the folder of the model that ships: file, card, golden mask, checksums.
 
 The folder is written beside the old one and put in its place at the end, so that there is
 always one whole model or none.

@@ -1,4 +1,4 @@
-"""What may be done to a radiograph before it reaches a model, drawn at random.
+"""How a radiograph may have been changed before it reaches a model, drawn at random.
 
 Mild views are radiographs still: another exposure, framing, resolution, a small turn. Each
 other class of ``input_check.CLASSES`` is something to warn of, made from the same radiographs
@@ -137,7 +137,7 @@ def _noise(grey: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _drawing(grey: Grey, rng: np.random.Generator) -> Grey:
-    """Draw ellipses, bars and lines of any grey, on a ramp."""
+    """Draw ellipses, bars and lines of any grey level on a ramp."""
     start, stop = rng.integers(0, 256, 2)
     ramp = np.linspace(start, stop, 256).astype(np.uint8)
     picture = Image.fromarray(np.tile(ramp, (256, 1)) if rng.random() < 0.5 else

@@ -1,4 +1,4 @@
-"""What a model knows of its own limits, read from its file and asked of each prediction."""
+"""What a model knows of its own limits: read from its file, applied to each prediction."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Assurance:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"what {origin} says of its own limits cannot be read ({error}); make the file anew"
+                f"what {origin} says of its own limits cannot be read ({error}); export the model "
+                "again"
             ) from error
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a predicted IoU to the IoU that such a mask turned out to have: a monotone table.
+"""From a predicted IoU to the IoU that such masks had on validation images: a monotone table.
 
 A model's estimate of its own overlap is ordered well and scaled badly. The table is an isotonic
 regression of the true IoU on the predicted one over validation masks, of images as they are and

@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 def sealed(model: bytes) -> bytes:
-    """Return a serialized model with its digest in the place that was kept for it.
+    """Return a serialized model with its digest in the place reserved for it.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def sealed(model: bytes) -> bytes:
 
 
 def verified_sha256(path: Path) -> str:
-    """Return the SHA-256 of a model file, whose own digest, if it has one, was found right.
+    """Return the SHA-256 of a model file after checking the digest inside it, if it has one.
 
     Files of earlier versions have none, and files that are no model pass, too: the runtime says
     best what is wrong with those.

@@ -1,4 +1,4 @@
-"""Is an image like those the model was trained on? Two looks at its embeddings.
+"""Whether an image is like those the model was trained on: two checks of its embeddings.
 
 A linear classifier tells how a chest was turned or degraded before it got here; it was fitted on
 the training radiographs and on what was done to them: rotated, inverted, cut up, replaced by
@@ -6,7 +6,7 @@ noise and drawings. A distance tells how far an image lies from all training ima
 the reason: the Mahalanobis distance under probabilistic PCA (Tipping and Bishop, 1999).
 
 Both look at the mean of the embeddings over each quarter of the image. NumPy only: what they
-need stands in the model's file.
+need is in the model's file.
 
 Shapes: E side of the embeddings, D width, F = 4·D features, C classes, K components.
 """
@@ -46,7 +46,8 @@ class Caution(NamedTuple):
     Attributes
     ----------
     code : a word for programs: ``rotated``, ``inverted``, ``not_a_chest``,
-        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``.
+        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``,
+        ``no_box_training``, ``spacing_implausible``.
     message : one phrase for people.
     value : the number behind it.
     limit : what the number was held against.

@@ -23,7 +23,13 @@ from adalora_qat.imaging.geometry import (
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.digest import verified_sha256
-from adalora_qat.runtime.onnx_predictor import open_session, read_metadata, to_prediction
+from adalora_qat.runtime.onnx_predictor import (
+    check_prompts,
+    in_runs,
+    open_session,
+    read_metadata,
+    to_prediction,
+)
 
 # The labels of points, as Segment Anything numbers them.
 OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT, NO_POINT = 0, 1, 2, 3, -1
@@ -151,7 +157,7 @@ class InteractivePredictor:
         scale = boxes_to_model(np.ones(4), frame_map)[:2]
         logits, iou = self._run(encoded, given * scale, kinds, earlier)
         shown = whole_box(*size) if box is None else np.asarray(box, dtype=np.float64)
-        return self._prediction(logits, iou, shown[None], frame_map)
+        return self._prediction(logits[0], iou[0], shown[None], frame_map)
 
     def decode_boxes(
         self, encoded: EncodedImage, boxes_xyxy_original: NDArray[np.generic]
@@ -161,14 +167,19 @@ class InteractivePredictor:
         Raises
         ------
         DataError
-            If a box does not fit the image.
+            If a box does not fit the image, or there are too many (``check_prompts``).
         """
-        frame_map = encoded.frame_map
+        frame_map, side = encoded.frame_map, self._side()
         boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
+        check_prompts(len(boxes), frame_map, side)
+
+        def run(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            feeds = {"embeddings": encoded.embeddings, **box_prompt(some, side)}
+            logits, iou = self._decoder.run(["logits", "iou"], feeds)
+            return logits[0], iou[0]
+
         model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
-        feeds = {"embeddings": encoded.embeddings, **box_prompt(model_boxes, self._side())}
-        logits, iou = self._decoder.run(["logits", "iou"], feeds)
-        return self._prediction(logits, iou, boxes, frame_map)
+        return self._prediction(*in_runs(run, model_boxes, side), boxes, frame_map)
 
     def predict(
         self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
@@ -217,7 +228,7 @@ class InteractivePredictor:
         frame_map: FrameMap,
     ) -> Prediction:
         threshold, calibration = self.metadata.mask_threshold, self.assurance.confidence
-        return to_prediction(logits[0], iou[0], boxes, frame_map, threshold, calibration)
+        return to_prediction(logits, iou, boxes, frame_map, threshold, calibration)
 
     def _side(self) -> int:
         return self.metadata.low_res_side

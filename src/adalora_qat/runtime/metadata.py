@@ -48,6 +48,8 @@ class ModelMetadata:
     sources : what the weights came from, name → SHA-256.
     parity : agreement with the quantized PyTorch model on the validation images.
     structures : what it was trained to segment, in the recipe's order; empty where not known.
+    automatic_prompt : whether it saw whole images without a box of the object in training, so
+        that it can find one itself; None where not known.
     assurance : what the model knows of its own limits, if it was finished for shipping:
         ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
 
@@ -67,6 +69,7 @@ class ModelMetadata:
     sources: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     structures: tuple[str, ...] = ()
+    automatic_prompt: bool | None = None
     assurance: Mapping[str, Any] = field(default_factory=dict)
     min_onnxruntime: str = ""
 
@@ -85,8 +88,12 @@ class ModelMetadata:
         values["frame"] = {"side": self.frame.side, "normalize": self.frame.normalize}
         for name in ("sources", "parity", "assurance"):
             values[name] = dict(values[name])
-        for name in ("min_onnxruntime", "structures"):
-            if not values[name]:
+        for name, unknown in (
+            ("min_onnxruntime", ""),
+            ("structures", ()),
+            ("automatic_prompt", None),
+        ):
+            if values[name] == unknown:
                 del values[name]
         props = {_PREFIX + key: json.dumps(value) for key, value in values.items()}
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
@@ -225,5 +232,6 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
         isinstance(value, tuple)
         and all(_is_text(name) and re.fullmatch(STRUCTURE_NAME, name) for name in value)
     ),
+    "automatic_prompt": lambda value: value is None or isinstance(value, bool),
     "min_onnxruntime": lambda value: _is_text(value) and bool(re.fullmatch(r"[\d.]*", value)),
 }

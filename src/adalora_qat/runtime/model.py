@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
-from adalora_qat.errors import CheckpointError, ConfigError, DataError
+from adalora_qat.errors import CheckpointError, ConfigError, DataError, printable
 from adalora_qat.imaging.automatic_prompt import two_passes
+from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
-from adalora_qat.runtime.interactive import INSIDE, EncodedImage, InteractivePredictor
+from adalora_qat.runtime.interactive import EncodedImage, InteractivePredictor
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import OnnxPredictor, open_session, read_metadata
+from adalora_qat.runtime.onnx_predictor import (
+    OnnxPredictor,
+    PromptedImage,
+    open_session,
+    read_metadata,
+)
 from adalora_qat.runtime.packaged import packaged_predictor
-from adalora_qat.runtime.result import PromptKind, Result
+from adalora_qat.runtime.plausibility import spacing_caution
+from adalora_qat.runtime.prompts import Prompt, boxes_of, checked_spacing, prompt_of
+from adalora_qat.runtime.result import Failure, Result
 
 # Enough that the next image is there when a mask is done; more would only fill memory.
 _READERS = 2
+# A file that says that no image was ever shown whole in training, and is asked without a box.
+NO_BOX_TRAINING = "no_box_training"
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
@@ -42,7 +53,8 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     path : a file that ``adalora-qat export`` wrote; of ``export --split``, the encoder's
         (``<stem>-encoder.onnx``, its decoder beside it). The packaged model of both lungs if
         not given.
-    threads : worker threads, None for one per core.
+    threads : worker threads, None for one per core; never more than the processors that this
+        process may use (``session.available_cpus``).
 
     Returns
     -------
@@ -108,11 +120,14 @@ class Model:
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         spacing_mm: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        lenient: bool = False,
     ) -> Result:
         """Segment one radiograph.
 
         Without a prompt the model finds a box itself: it segments the whole image, and then
-        the box of what it found (``imaging.automatic_prompt``).
+        the box of what it found (``imaging.automatic_prompt``). A model with learned prompts of
+        structures gives one mask for each of them instead.
 
         Parameters
         ----------
@@ -126,10 +141,13 @@ class Model:
         labels : (T,), 1 for a point on the object, 0 for one beside it; all 1 if not given.
         spacing_mm : (row, column) size of a pixel, for areas in mm²; that of the DICOM header
             if not given.
+        max_pixels : files and pictures with more are refused by what their header says.
+        lenient : take what can be decoded of a damaged file.
 
         Returns
         -------
-        One mask per box, one in all for points or without a prompt.
+        One mask per box; without a prompt, one per structure that the model has a learned
+        prompt for, or else one in all; one in all for points.
 
         Raises
         ------
@@ -137,13 +155,40 @@ class Model:
             If the image or the prompt cannot be used, or the model takes no points; names the
             file, if there is one.
         """
-        prompt, spacing = _prompt(box, boxes, points, labels), _spacing(spacing_mm)
+        prompt, spacing = prompt_of(box, boxes, points, labels), checked_spacing(spacing_mm)
         if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
             raise DataError(
                 f"{self._predictor.path} takes boxes, no points; write a model that takes them "
                 "with `adalora-qat export --split` and load its encoder file"
             )
-        return self._segment(read_radiograph(image), prompt, spacing)
+        radiograph = read_radiograph(image, max_pixels=max_pixels, lenient=lenient)
+        return self._segment(radiograph, prompt, spacing)
+
+    @overload
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        boxes: Iterable[ArrayLike | None] | None = None,
+        spacing_mm: tuple[float, float] | None = None,
+        ahead: int = 4,
+        errors: Literal["raise"] = "raise",
+        max_pixels: int = MAX_PIXELS,
+        lenient: bool = False,
+    ) -> Generator[Result, None, None]: ...
+
+    @overload
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        boxes: Iterable[ArrayLike | None] | None = None,
+        spacing_mm: tuple[float, float] | None = None,
+        ahead: int = 4,
+        errors: Literal["return"],
+        max_pixels: int = MAX_PIXELS,
+        lenient: bool = False,
+    ) -> Generator[Result | Failure, None, None]: ...
 
     def map(
         self,
@@ -152,7 +197,10 @@ class Model:
         boxes: Iterable[ArrayLike | None] | None = None,
         spacing_mm: tuple[float, float] | None = None,
         ahead: int = 4,
-    ) -> Generator[Result, None, None]:
+        errors: Literal["raise", "return"] = "raise",
+        max_pixels: int = MAX_PIXELS,
+        lenient: bool = False,
+    ) -> Generator[Result | Failure, None, None] | Generator[Result, None, None]:
         """Segment many radiographs, in order, while the next ones are being read.
 
         Nothing is kept: memory does not grow with the number of images. Closing the generator
@@ -164,10 +212,13 @@ class Model:
         boxes : for each image its box (4,) or boxes (N, 4), or None to find one.
         spacing_mm : (row, column) size of a pixel, the same for all.
         ahead : how many images may be read before they are asked for, at least 1.
+        errors : ``return`` gives a ``Failure`` in place of the result of an image that cannot
+            be used, and goes on with the next.
+        max_pixels, lenient : as for ``__call__``.
 
         Yields
         ------
-        What ``__call__`` returns for each image.
+        What ``__call__`` returns for each image, or with ``errors="return"`` a ``Failure``.
 
         Raises
         ------
@@ -175,26 +226,48 @@ class Model:
             As ``__call__``, when the turn of that image comes; names the file, or else the
             place in ``images``, counted from 0.
         ConfigError
-            If ``ahead`` is not positive.
+            If ``ahead`` is not positive, or ``errors`` neither word.
         """
         if ahead < 1:
             raise ConfigError(f"ahead={ahead}: give at least 1 image to read ahead")
-        return self._mapped(_asked(images, boxes), _spacing(spacing_mm), ahead)
+        if errors not in ("raise", "return"):
+            raise ConfigError(f"errors={errors!r}: give 'raise' or 'return'")
+        read = partial(_read, max_pixels=max_pixels, lenient=lenient)
+        results = self._mapped(_asked(images, boxes), read, checked_spacing(spacing_mm), ahead)
+        return results if errors == "return" else _raising(results)
 
     def _mapped(
-        self, asked: Iterable[_Asked], spacing_mm: tuple[float, float] | None, ahead: int
-    ) -> Generator[Result, None, None]:
+        self,
+        asked: Iterable[_Asked],
+        read: Callable[[_Asked], _Read],
+        spacing_mm: tuple[float, float] | None,
+        ahead: int,
+    ) -> Generator[Result | Failure, None, None]:
         pool = ThreadPoolExecutor(_READERS, thread_name_prefix="adalora-qat-read")
         try:
-            for radiograph, prompt, place in in_order(pool, _read, asked, ahead):
-                yield self._segment(radiograph, prompt, spacing_mm, place)
+            for done in in_order(pool, read, asked, ahead):
+                yield self._result(*done, spacing_mm)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _result(
+        self,
+        asked: _Asked,
+        found: tuple[Radiograph, Prompt] | DataError,
+        spacing_mm: tuple[float, float] | None,
+    ) -> Result | Failure:
+        if not isinstance(found, DataError):
+            try:
+                return self._segment(*found, spacing_mm, asked.where)
+            except DataError as error:
+                found = error
+        source = str(asked.image) if isinstance(asked.image, str | os.PathLike) else None
+        return Failure(source, asked.place, printable(found), found)
 
     def _segment(
         self,
         radiograph: Radiograph,
-        prompt: _Prompt,
+        prompt: Prompt,
         spacing_mm: tuple[float, float] | None,
         place: str = "",
     ) -> Result:
@@ -203,8 +276,11 @@ class Model:
         try:
             prediction, cautions = self._predict(radiograph.pixels, prompt)
         except DataError as error:
-            raise _naming(error, str(path or place)) from error
+            where = place if path is None else printable(path)
+            raise _naming(error, where) from error
         confidence, means = self._confidence(prediction)
+        spacing_mm = spacing_mm or radiograph.spacing_mm
+        cautions = (*cautions, *self._more_cautions(prediction, prompt, spacing_mm))
         return Result(
             name="image" if path is None else path.name,
             image=radiograph.pixels,
@@ -213,17 +289,17 @@ class Model:
             scores=prediction.scores,
             confidence=confidence,
             confidence_means=means,
-            warnings=tuple(cautions),
+            warnings=cautions,
             prompt=prompt.kind,
-            spacing_mm=spacing_mm or radiograph.spacing_mm,
+            spacing_mm=spacing_mm,
             seconds={"read": radiograph.seconds, "predict": time.perf_counter() - started},
-            model=self._described(),
+            model=self.described(),
             file_sha256=radiograph.sha256,
-            structures=self._structures(len(prediction.masks)),
+            structures=self._structures(len(prediction.masks), prompt),
         )
 
     def _predict(
-        self, pixels: NDArray[Any], prompt: _Prompt
+        self, pixels: NDArray[Any], prompt: Prompt
     ) -> tuple[Prediction, Sequence[Caution]]:
         ask, first = self._predictor.prompted(pixels), None
         if prompt.points is not None and isinstance(ask, EncodedImage):
@@ -233,10 +309,27 @@ class Model:
             )
         elif prompt.boxes is not None:
             prediction = ask(prompt.boxes)
+        elif isinstance(ask, PromptedImage) and ask.prompts_structures:
+            prediction = ask.structures()
         else:
             first, prediction = two_passes(ask, (pixels.shape[0], pixels.shape[1]))
         look = self._predictor.assurance.look
         return prediction, look(ask.embeddings, ask.frame_map, prediction, first)
+
+    def _more_cautions(
+        self, prediction: Prediction, prompt: Prompt, spacing_mm: tuple[float, float] | None
+    ) -> list[Caution]:
+        """Return what is odd about how the model is asked, and about the size of a pixel."""
+        found: list[Caution] = []
+        automatic = prompt.kind == "automatic"
+        if automatic and self.metadata.automatic_prompt is False:
+            words = "the model was never trained without a box; give one"
+            found.append(Caution(NO_BOX_TRAINING, words, 0, 0))
+        # Only a model of lungs has limits of plausibility, and those that are shipped have them.
+        of_lungs = "lung" in self.metadata.structures or self._predictor.assurance.plausibility
+        if of_lungs and spacing_mm is not None:
+            found += spacing_caution(prediction.masks, spacing_mm[1], whole=automatic)
+        return found
 
     def _confidence(self, prediction: Prediction) -> tuple[float | None, str]:
         """Return the expected IoU and what it means, if the model's file can say it."""
@@ -248,12 +341,15 @@ class Model:
             f"{calibration.cases} of validation images, degraded ones included"
         )
 
-    def _structures(self, count: int) -> tuple[str, ...]:
-        """Name every mask if the model was trained on one structure; several name none."""
+    def _structures(self, count: int, prompt: Prompt) -> tuple[str, ...]:
+        """Name the masks: of learned prompts, or if the model was trained on one structure."""
         trained = self.metadata.structures
+        if prompt.kind == "automatic" and getattr(self._predictor, "prompts_structures", False):
+            return trained
         return trained * count if len(trained) == 1 else ()
 
-    def _described(self) -> dict[str, str]:
+    def described(self) -> dict[str, str]:
+        """Return what results say of their model: files, hashes, variant, policy, version."""
         predictor, metadata = self._predictor, self.metadata
         files = {"file": predictor.path.name, "sha256": predictor.sha256}
         if isinstance(predictor, InteractivePredictor):
@@ -267,72 +363,20 @@ class Model:
         }
 
 
-class _Prompt(NamedTuple):
-    """What an image is asked with; nothing for the automatic prompt."""
-
-    boxes: NDArray[np.float64] | None = None
-    points: NDArray[np.float64] | None = None
-    labels: NDArray[np.int64] | None = None
-
-    @property
-    def kind(self) -> PromptKind:
-        if self.points is not None:
-            return "points"
-        return "automatic" if self.boxes is None else "box"
-
-
-def _prompt(
-    box: ArrayLike | None,
-    boxes: ArrayLike | None,
-    points: ArrayLike | None,
-    labels: ArrayLike | None,
-) -> _Prompt:
-    if box is not None and boxes is not None:
-        raise DataError("give box= or boxes=, not both")
-    if points is not None and boxes is not None:
-        raise DataError("points show one object; give them alone or with one box=")
-    if points is None:
-        if labels is not None:
-            raise DataError("labels= say what points= are; give points, too")
-        return _Prompt(_boxes(boxes if box is None else [box]))
-    places = _numbers(points, "points", "(T, 2) finite numbers x,y")
-    kinds = np.full(len(places), INSIDE) if labels is None else np.asarray(labels)
-    return _Prompt(_boxes(None if box is None else [box]), places, kinds)
-
-
-def _boxes(given: Any) -> NDArray[np.float64] | None:
-    """Return boxes (N, 4); that they are such, and fit the image, is checked with the image."""
-    if given is None:
-        return None
-    return np.atleast_2d(_numbers(given, "box", "four finite numbers x0,y0,x1,y1"))
-
-
-def _numbers(given: ArrayLike, name: str, wanted: str) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not array.ndim or not np.isfinite(array).all():
-        raise DataError(f"{name} {given!r}: give {wanted}")
-    return array
-
-
-def _spacing(given: tuple[float, float] | None) -> tuple[float, float] | None:
-    if given is None:
-        return None
-    wanted = "(row, column), two positive numbers in mm"
-    spacing = _numbers(given, "spacing_mm", wanted)
-    if spacing.shape != (2,) or (spacing <= 0).any():
-        raise DataError(f"spacing_mm {given!r}: give {wanted}")
-    return float(spacing[0]), float(spacing[1])
-
-
 class _Asked(NamedTuple):
     """An image of a sequence, its boxes, and its place."""
 
     image: ImageLike
     boxes: ArrayLike | None
-    place: str
+    place: int
+
+    @property
+    def where(self) -> str:
+        is_file = isinstance(self.image, str | os.PathLike)
+        return printable(self.image) if is_file else f"images[{self.place}]"
+
+
+_Read: TypeAlias = tuple[_Asked, tuple[Radiograph, Prompt] | DataError]
 
 
 def _asked(
@@ -344,18 +388,26 @@ def _asked(
         given = next(boxed, missing)
         if given is missing:
             raise DataError(f"boxes= has no entry for images[{index}]; give None for no box")
-        yield _Asked(image, given, f"images[{index}]")
+        yield _Asked(image, given, index)
     if boxes is not None and next(boxed, missing) is not missing:
         raise DataError("boxes= has more entries than there are images")
 
 
-def _read(asked: _Asked) -> tuple[Radiograph, _Prompt, str]:
-    image, given, place = asked
+def _read(asked: _Asked, *, max_pixels: int, lenient: bool) -> _Read:
     try:
-        return read_radiograph(image), _Prompt(_boxes(given)), place
-    except DataError as error:
-        where = str(image) if isinstance(image, str | os.PathLike) else place
-        raise _naming(error, where) from error
+        radiograph = read_radiograph(asked.image, max_pixels=max_pixels, lenient=lenient)
+        return asked, (radiograph, Prompt(boxes_of(asked.boxes)))
+    except (DataError, MemoryError) as error:
+        refused = error if isinstance(error, DataError) else DataError("it does not fit in memory")
+        return asked, _naming(refused, asked.where)
+
+
+def _raising(results: Generator[Result | Failure, None, None]) -> Generator[Result, None, None]:
+    with closing(results):
+        for result in results:
+            if isinstance(result, Failure):
+                raise result.cause
+            yield result
 
 
 def _naming(error: DataError, where: str) -> DataError:

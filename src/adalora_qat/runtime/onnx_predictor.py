@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.errors import CheckpointError, ConfigError, DataError
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
     check_box,
     image_to_model,
     logits_to_original,
+    whole_box,
 )
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
@@ -29,6 +32,13 @@ from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.session import inference_session, session_options
+
+# Boxes that the decoder takes in one run: its memory is then that of so many, about 30 MB each
+# in LiteMedSAM.
+BOXES_A_RUN = 8
+MAX_BOXES = 10_000
+# Of the masks and logits of one image.
+MAX_BYTES = 4_000_000_000
 
 
 def open_session(
@@ -38,7 +48,7 @@ def open_session(
 
     Parameters
     ----------
-    threads : worker threads, None for one per core.
+    threads : worker threads, None for one per core; at most ``session.available_cpus``.
     low_memory : give memory back between operators instead of keeping an arena; slower.
         The process holds less between images, and at its peak little less.
 
@@ -139,6 +149,8 @@ class OnnxPredictor:
         self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given
+        asked = {each.name for each in self._session.get_inputs()}
+        self.prompts_structures = "structures" in asked
 
     @property
     def name(self) -> str:
@@ -158,13 +170,10 @@ class OnnxPredictor:
         Raises
         ------
         DataError
-            If the image is of one colour or not an image, or a box does not fit it.
+            If the image is of one colour or not an image, a box does not fit it, or there are
+            too many (``check_prompts``).
         """
-        model_image, frame_map = image_to_model(image, self.metadata.frame)
-        boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
-        model_boxes = boxes_to_model(boxes, frame_map).astype(np.float32)
-        logits, iou = self.run(model_image[None], model_boxes[None])
-        return self.prediction(logits[0], iou[0], boxes, frame_map)
+        return self.prompted(image)(boxes_xyxy_original)
 
     def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
         """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
@@ -184,9 +193,8 @@ class OnnxPredictor:
         -------
         logits (1, N, L, L) and predicted IoU (1, N).
         """
-        logits, iou = self._session.run(["logits", "iou"], {"image": image, "boxes": boxes})
-        if self._low_memory:
-            _give_memory_back()
+        logits, iou = self._session.run(["logits", "iou"], self._feeds(image, boxes, None))
+        self._done()
         return logits, iou
 
     def run_once_encoded(
@@ -194,8 +202,12 @@ class OnnxPredictor:
         image: NDArray[np.float32],
         boxes: NDArray[np.float32],
         embeddings: NDArray[np.float32] | None,
+        structures: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the bare model as ``run`` does, but not its encoder if ``embeddings`` are given.
+
+        ``structures`` (1, N) says which of the file's structures each mask shall be, −1 for
+        what the box holds; None for that throughout. Only where ``prompts_structures``.
 
         Returns
         -------
@@ -204,11 +216,28 @@ class OnnxPredictor:
         """
         if not self._gives_embeddings:
             return *self.run(image, boxes), None
-        feeds = {"image": image, "boxes": boxes}
+        feeds = self._feeds(image, boxes, structures)
         if embeddings is not None:
             feeds["known_embeddings"] = embeddings
         logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
+        self._done()
         return logits, iou, found
+
+    def _feeds(
+        self,
+        image: NDArray[np.float32],
+        boxes: NDArray[np.float32],
+        structures: NDArray[np.int64] | None,
+    ) -> dict[str, NDArray[Any]]:
+        feeds: dict[str, NDArray[Any]] = {"image": image, "boxes": boxes}
+        if self.prompts_structures:
+            none = np.full(boxes.shape[:2], -1, dtype=np.int64)
+            feeds["structures"] = none if structures is None else structures
+        return feeds
+
+    def _done(self) -> None:
+        if self._low_memory:
+            _give_memory_back()
 
     def prediction(
         self,
@@ -254,14 +283,88 @@ class PromptedImage:
         Raises
         ------
         DataError
-            If a box does not fit the image.
+            If a box does not fit the image, or there are too many (``check_prompts``).
         """
         boxes = check_box(boxes_xyxy_original, (self.frame_map.height, self.frame_map.width))
         model_boxes = boxes_to_model(boxes, self.frame_map).astype(np.float32)
+        side = self._predictor.metadata.low_res_side
+        check_prompts(len(boxes), self.frame_map, side)
+        logits, iou = in_runs(self._run, model_boxes, side)
+        return self._predictor.prediction(logits, iou, boxes, self.frame_map)
+
+    def structures(self) -> Prediction:
+        """Segment every structure that the model has a learned prompt for, without a box.
+
+        Returns
+        -------
+        (N, H, W) masks in the order of the metadata's ``structures``; their boxes are the image.
+        """
+        count = len(self._predictor.metadata.structures)
+        boxes = np.repeat(whole_box(self.frame_map.height, self.frame_map.width)[None], count, 0)
+        logits, iou, self.embeddings = self._predictor.run_once_encoded(
+            self.pixels[None],
+            boxes_to_model(boxes, self.frame_map).astype(np.float32)[None],
+            self.embeddings,
+            np.arange(count)[None],
+        )
+        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
+
+    @property
+    def prompts_structures(self) -> bool:
+        """Whether the model has learned prompts for structures."""
+        return self._predictor.prompts_structures
+
+    def _run(
+        self, model_boxes: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         logits, iou, self.embeddings = self._predictor.run_once_encoded(
             self.pixels[None], model_boxes[None], self.embeddings
         )
-        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
+        return logits[0], iou[0]
+
+
+def check_prompts(count: int, frame_map: FrameMap, low_res_side: int) -> None:
+    """Refuse more prompts of one image than can be held in memory.
+
+    Raises
+    ------
+    DataError
+        If there are more than ``MAX_BOXES``, or their masks and logits take more than
+        ``MAX_BYTES``; says how many there may be.
+    """
+    each = frame_map.height * frame_map.width + 4 * low_res_side**2
+    most = min(MAX_BOXES, MAX_BYTES // each)
+    if count > most:
+        raise DataError(
+            f"{count} boxes for one image of {frame_map.width}x{frame_map.height} pixels: at most "
+            f"{most} at once, as each has a mask of the image's size; give them in several runs"
+        )
+
+
+def in_runs(
+    run: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    model_boxes: NDArray[np.float32],
+    low_res_side: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Prompt with a few boxes at a time, so that memory does not grow with their number.
+
+    Parameters
+    ----------
+    run : boxes (n, 4) in the model frame, n at most ``BOXES_A_RUN``, to logits (n, L, L) and
+        predicted IoU (n,).
+    model_boxes : (N, 4).
+
+    Returns
+    -------
+    logits (N, L, L) and predicted IoU (N,).
+    """
+    count = len(model_boxes)
+    logits = np.empty((count, low_res_side, low_res_side), dtype=np.float32)
+    iou = np.empty(count, dtype=np.float32)
+    for start in range(0, count, BOXES_A_RUN):
+        some = slice(start, start + BOXES_A_RUN)
+        logits[some], iou[some] = run(model_boxes[some])
+    return logits, iou
 
 
 def to_prediction(
@@ -282,10 +385,12 @@ def to_prediction(
     threshold : a pixel is foreground where its logit exceeds this.
     calibration : from predicted to expected IoU, where the model's file knows it.
     """
-    masks = [logits_to_original(one, frame_map) > threshold for one in logits]
+    masks = np.empty((len(logits), frame_map.height, frame_map.width), dtype=np.bool_)
+    for mask, one in zip(masks, logits, strict=True):
+        np.greater(logits_to_original(one, frame_map), threshold, out=mask)
     scores = iou if calibration is None else calibration(iou)
     return Prediction(
-        masks=np.stack(masks),
+        masks=masks,
         scores=np.clip(scores, 0.0, 1.0).astype(np.float32),
         logits=logits,
         boxes_xyxy_original=boxes.astype(np.float32),

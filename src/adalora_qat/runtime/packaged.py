@@ -1,4 +1,4 @@
-"""The model that comes with the package: where it is, and whether it is whole.
+"""The model that comes with the package: where it is, and whether it is intact.
 
 NumPy and ONNX Runtime only, as the base install has no more.
 """
@@ -81,8 +81,8 @@ def check_golden(predictor: OnnxPredictor, folder: Path) -> float:
     same = 2 * int((mask & expected).sum()) / max(1, int(mask.sum()) + int(expected.sum()))
     if same < _SAME_MASK:
         raise CheckpointError(
-            f"the model does not do here what it did when it was made: Dice {same:.4f} with the "
-            f"golden mask, at least {_SAME_MASK} is rounding; use the onnxruntime "
+            f"the model computes something else here than when it was packaged: Dice {same:.4f} "
+            f"with the golden mask, at least {_SAME_MASK} is rounding; use the onnxruntime "
             "that it was tested with"
         )
     return same

@@ -1,6 +1,6 @@
-"""Is a mask of both lungs like those of the training set? Its size, balance and steadiness.
+"""Whether a mask of both lungs is like those of the training set: size, balance, steadiness.
 
-NumPy only. All limits are quantiles of the training set, widened; they stand in the model's
+NumPy only. All limits are quantiles of the training set, widened; they are in the model's
 file.
 """
 
@@ -18,6 +18,10 @@ from adalora_qat.runtime.input_check import Caution
 IMPLAUSIBLE = "implausible_mask"
 UNSTEADY = "unsteady_mask"
 LOW = "low_confidence"
+SPACING = "spacing_implausible"
+# Width of a pair of lungs in cm: 8 to 9 in the newborn, up to 40 in large adults; a radiograph
+# magnifies by a tenth or so, and a mask may reach beyond the lungs.
+CHEST_CM = (8.0, 50.0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,26 @@ class Plausibility:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the model's metadata."""
         return {key: round(value, 5) for key, value in asdict(self).items()}
+
+
+def spacing_caution(
+    masks: NDArray[np.bool_], column_mm: float, *, whole: bool = True
+) -> list[Caution]:
+    """Return a caution if the size of a pixel makes a chest that nobody has.
+
+    Parameters
+    ----------
+    masks : (N, H, W), of lungs; empty ones say nothing.
+    column_mm : how far apart the columns are.
+    whole : whether together they should be both lungs; else they may be narrower.
+    """
+    columns = np.flatnonzero(masks.any(axis=(0, 1)))
+    width = 0.0 if columns.size == 0 else (columns[-1] + 1 - columns[0]) * column_mm / 10
+    narrowest, widest = CHEST_CM
+    if width == 0 or (width <= widest and (width >= narrowest or not whole)):
+        return []
+    words = f"the size of a pixel makes the lungs {width:.3g} cm wide: no areas in mm²"
+    return [Caution(SPACING, words, width, narrowest if width < narrowest else widest)]
 
 
 def balance(mask: NDArray[np.bool_]) -> float:

@@ -5,21 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, printable
 from adalora_qat.files import atomic_write, write_json
 from adalora_qat.imaging.geometry import last_pixels, to_grey_uint8
+from adalora_qat.runtime.contours import geojson
 from adalora_qat.runtime.input_check import Caution
+from adalora_qat.runtime.plausibility import SPACING
 
 PromptKind = Literal["automatic", "box", "points"]
+MaskValues = Literal["255", "labels"]
+# What can be written of a result → how its file's name ends; in the order of writing, as a JSON
+# file says that the others are there.
+ENDINGS = {
+    "mask": "_mask.png", "overlay": "_overlay.png", "contours": ".geojson", "json": ".json",
+}  # fmt: skip
+WRITTEN = ("mask", "overlay", "json")
+_JSON_STARTS = b'{\n  "image": '
 
 _MASK_COLOUR = np.array([230, 70, 40], dtype=np.float32)
 _MASK_OPACITY = 0.4
@@ -51,6 +62,7 @@ class Result:
     model : file, SHA-256, variant, policy and version of the model.
     file_sha256 : of the image file; None for an image that was in memory.
     structures : (N,) what each mask is of; empty where it is not known.
+    options : what the command line was asked for; empty in Python.
     """
 
     name: str
@@ -67,11 +79,19 @@ class Result:
     model: Mapping[str, str]
     file_sha256: str | None = None
     structures: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) bool, the union of the masks."""
         return np.asarray(self.masks.any(axis=0))
+
+    def masks_by_structure(self) -> dict[str, NDArray[np.bool_]]:
+        """Return structure → (H, W) bool, the union of its masks; empty where none is named."""
+        named: dict[str, NDArray[np.bool_]] = {}
+        for structure, mask in zip(self.structures, self.masks, strict=False):
+            named[structure] = named[structure] | mask if structure in named else mask
+        return named
 
     def overlay(self) -> Image.Image:
         """Draw the masks and boxes over the image.
@@ -92,44 +112,86 @@ class Result:
             pen.rectangle((x0, y0, x1, y1), outline=_BOX_COLOUR, width=width)
         return drawn
 
-    def save(self, folder: Path | str, stem: str | None = None) -> tuple[Path, Path, Path]:
+    def save(
+        self,
+        folder: Path | str,
+        stem: str | None = None,
+        *,
+        write: Collection[str] = WRITTEN,
+        mask_values: MaskValues = "255",
+    ) -> tuple[Path, ...]:
         """Write the files of the command line into a folder, which is made if need be.
 
-        They are ``<stem>_mask.png`` (the union of the masks: 0 or 255, H × W),
-        ``<stem>_overlay.png`` and, last, ``<stem>.json`` (see ``to_json``).
+        They are ``<stem>_mask.png``, ``<stem>_overlay.png`` and, last, ``<stem>.json`` (see
+        ``to_json``), which is always written: where it is, the others are complete. All of
+        them are there in the end, or none.
 
         Parameters
         ----------
         folder : files of an earlier result of the same image are replaced.
         stem : how the names begin; that of the image file if not given, or ``image``.
+        write : of ``mask``, ``overlay``, ``json`` and ``contours``: ``<stem>.geojson``, the
+            outlines of each mask as polygons (``contours.geojson``).
+        mask_values : what the mask's pixels hold beside 0: ``255`` inside any mask, or
+            ``labels``, k inside the k-th, of several the last.
 
         Returns
         -------
-        The paths of mask, overlay and JSON.
+        The paths of the files, in the order of ``write``, the JSON last if it is not named.
 
         Raises
         ------
         DataError
-            If the folder holds the result of another image under these names.
+            If the folder holds the result of another image under these names, or ``write`` or
+            ``mask_values`` are other words.
         UserError
             If the folder cannot be written.
         """
-        names = result_names(Path(self.name).stem if stem is None else stem)
-        mask_path, overlay_path, json_path = (Path(folder) / name for name in names)
-        facts = self.to_json()
+        stem = Path(self.name).stem if stem is None else stem
+        paths = {kind: Path(folder) / (stem + ENDINGS[kind]) for kind in _checked(write)}
+        values = self.mask_values(mask_values)
+        facts, json_path = self.to_json(), paths["json"]
         check_earlier(json_path, facts["image_sha256"])
-        with atomic_write(mask_path) as temporary:
-            Image.fromarray(np.where(self.mask, np.uint8(255), np.uint8(0))).save(temporary)
-        with atomic_write(overlay_path) as temporary:
-            self.overlay().save(temporary)
-        write_json(json_path, facts)
-        return mask_path, overlay_path, json_path
+        _remove(json_path)
+        try:
+            if "mask" in paths:
+                with atomic_write(paths["mask"]) as temporary:
+                    Image.fromarray(values).save(temporary)
+            if "overlay" in paths:
+                with atomic_write(paths["overlay"]) as temporary:
+                    self.overlay().save(temporary)
+            if "contours" in paths:
+                write_json(paths["contours"], geojson(self.masks, self.structures))
+            write_json(json_path, facts)
+        except BaseException:
+            for path in paths.values():
+                _remove(path)
+            raise
+        return tuple(paths.values())
+
+    def mask_values(self, values: MaskValues = "255") -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Return the masks as one picture (H, W); see ``mask_values`` of ``save``.
+
+        Raises
+        ------
+        DataError
+            If ``values`` is another word.
+        """
+        if values not in get_args(MaskValues):
+            raise DataError(f"mask values {values!r}: give {' or '.join(get_args(MaskValues))}")
+        if values == "255":
+            return np.where(self.mask, np.uint8(255), np.uint8(0))
+        picture = np.zeros(self.masks.shape[1:], np.uint8 if len(self.masks) < 256 else np.uint16)
+        for number, mask in enumerate(self.masks, start=1):
+            picture[mask] = number
+        return picture
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the JSON file: plain values.
 
         ``image_sha256`` is the hash of the file, or of the pixels (dtype, shape and bytes) of
-        an image in memory. Areas are in pixels, and in mm² where the spacing is known.
+        an image in memory. Areas are in pixels, and in mm² where the spacing is known and
+        makes a chest of possible size.
         """
         boxes = self.boxes.astype(float)
         objects = [
@@ -139,7 +201,8 @@ class Result:
         for entry, structure in zip(objects, self.structures, strict=False):
             entry["structure"] = structure
         return {
-            "image": self.name,
+            # JSON is UTF-8, which a file's name need not be.
+            "image": printable(self.name),
             "image_sha256": self.file_sha256 or _pixels_sha256(self.image),
             "width": self.image.shape[1],
             "height": self.image.shape[0],
@@ -153,11 +216,12 @@ class Result:
             "prompt": self.prompt,
             "seconds": {key: round(value, 4) for key, value in self.seconds.items()},
             "model": dict(self.model),
+            **({"options": dict(self.options)} if self.options else {}),
         }
 
     def _areas(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
         pixels = int(mask.sum())
-        if self.spacing_mm is None:
+        if self.spacing_mm is None or any(caution.code == SPACING for caution in self.warnings):
             return {"area_px": pixels, "area_mm2": None}
         row, column = self.spacing_mm
         return {"area_px": pixels, "area_mm2": round(pixels * (row * column), 3)}
@@ -171,19 +235,43 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
+        count = f"{len(self.masks)} mask{'s' * (len(self.masks) != 1)}"
         codes = ", ".join(caution.code for caution in self.warnings) or "none"
         return (
-            f"<Result {self.name}: {len(self.masks)} mask{'s' * (len(self.masks) != 1)} of "
+            f"<Result {printable(self.name)}: {count} of "
             f"{width}x{height} pixels, confidence {self.confidence}, warnings: {codes}>"
         )
 
 
-def result_names(stem: str) -> tuple[str, str, str]:
-    """Return the names of the files of one result: mask, overlay and JSON."""
-    return f"{stem}_mask.png", f"{stem}_overlay.png", f"{stem}.json"
+@dataclass(frozen=True)
+class Failure:
+    """What ``Model.map`` gives, if it is asked to, for an image that cannot be used.
+
+    Attributes
+    ----------
+    source : the image's path as it was given; None for an image that was in memory.
+    place : in the sequence of images, counted from 0.
+    error : why, in words that name the image and the remedy.
+    cause : what ``Model.__call__`` raises for it.
+    """
+
+    source: str | None
+    place: int
+    error: str
+    cause: DataError = field(repr=False, compare=False)
 
 
-def check_earlier(json_path: Path, image_sha256: str) -> None:
+def is_result(path: Path) -> bool:
+    """Return whether a file starts as the JSON file of a result does."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(4096)
+    except OSError:
+        return False
+    return head.startswith(_JSON_STARTS) and b'\n  "image_sha256": "' in head
+
+
+def check_earlier(json_path: Path, image_sha256: str) -> dict[str, Any] | None:
     """Refuse to replace the result of another image.
 
     Parameters
@@ -191,24 +279,45 @@ def check_earlier(json_path: Path, image_sha256: str) -> None:
     json_path : where the new result's JSON is to go.
     image_sha256 : of the new result's image.
 
+    Returns
+    -------
+    The earlier result of the same image, if there is one: the content of its JSON file.
+
     Raises
     ------
     DataError
         If a file lies there that is no result, or is the result of another image.
     """
-    if not json_path.exists():
-        return
     try:
-        earlier = json.loads(json_path.read_text(encoding="utf-8"))["image_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        facts: dict[str, Any] = json.loads(json_path.read_text(encoding="utf-8"))
+        earlier = facts["image_sha256"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
-            f"{json_path} exists and is not a result of adalora-qat; choose another folder"
+            f"{printable(json_path)} exists and is not a result of adalora-qat; choose another "
+            "folder"
         ) from None
     if earlier != image_sha256:
         raise DataError(
-            f"{json_path.parent} holds the result of another image named {json_path.stem}; "
-            "choose another folder"
+            f"{printable(json_path.parent)} holds the result of another image named "
+            f"{printable(json_path.stem)}; choose another folder"
         )
+    return facts
+
+
+def _remove(path: Path) -> None:
+    # What cannot be removed cannot be written either, and writing says so.
+    with suppress(OSError):
+        path.unlink()
+
+
+def _checked(write: Collection[str]) -> list[str]:
+    """Return what to write, each once, the JSON file among it."""
+    unknown = [kind for kind in write if kind not in ENDINGS]
+    if unknown or isinstance(write, str):
+        raise DataError(f"cannot write {write!r}: give some of {', '.join(ENDINGS)}")
+    return list(dict.fromkeys([*write, "json"]))
 
 
 def _pixels_sha256(pixels: NDArray[Any]) -> str:

@@ -1,216 +1,304 @@
-"""Segmenting files: an image or a folder in; the files of a result for each out.
+"""Segmenting files: images and folders in; the files of a result for each out.
 
-Everything given is checked before anything is written: a run either starts with inputs
-that can all be used, or says which cannot and leaves no file behind.
+What names and first bytes tell is checked before anything is written. Images are decoded once,
+when their turn comes: one that cannot be used is left out with its reason, and the run goes on.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from adalora_qat.errors import DataError
+from adalora_qat.errors import DataError, printable
 from adalora_qat.files import sha256_file
-from adalora_qat.imaging.geometry import Frame, check_box, image_to_model
-from adalora_qat.imaging.radiograph import read_radiograph
+from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.progress import Progress
+from adalora_qat.runtime.inputs import Job, LeftOut, plan
 from adalora_qat.runtime.model import Model
-from adalora_qat.runtime.result import check_earlier, result_names
-from adalora_qat.runtime.structures import mask_names, read_structures, save_masks
+from adalora_qat.runtime.prompts import checked_spacing
+from adalora_qat.runtime.result import (
+    ENDINGS,
+    WRITTEN,
+    Failure,
+    MaskValues,
+    Result,
+    check_earlier,
+)
+from adalora_qat.runtime.structures import mask_names, save_masks
+from adalora_qat.runtime.table import TABLE, Row, Table, done_row, left_out_row
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm"})
-BOX_COLUMNS = ("file", "x0", "y0", "x1", "y1")
+# What ``files.atomic_write`` calls a file until it is whole: .NAME.random.tmp.SUFFIX
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\.\w+)")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image file to segment, and its boxes (N, 4) in its own pixels; None to find one.
+class Options:
+    """How images are read and results written, the same for all.
 
-    ``structures`` says what each box holds, if the table of boxes does.
+    Attributes
+    ----------
+    spacing_mm : (row, column) size of a pixel, where known: adds areas in mm². DICOM files
+        may state their own.
+    write : of ``mask``, ``overlay``, ``json`` and ``contours``; the JSON is always written.
+    mask_values : ``255`` or ``labels``; see ``Result.save``.
+    max_pixels : images with more are left out by what their header says.
+    lenient : take what can be decoded of a damaged file.
+
+    Raises
+    ------
+    DataError
+        If ``write`` or ``mask_values`` hold other words, or a number is not positive.
     """
 
-    image: Path
-    boxes_xyxy_original: NDArray[np.float64] | None
-    structures: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float] | None = None
+    write: tuple[str, ...] = WRITTEN
+    mask_values: MaskValues = "255"
+    max_pixels: int = MAX_PIXELS
+    lenient: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [word for word in self.write if word not in ENDINGS]
+        if unknown:
+            raise DataError(f"--write {unknown[0]}: give some of {', '.join(ENDINGS)}")
+        if self.mask_values not in get_args(MaskValues):
+            values = " or ".join(get_args(MaskValues))
+            raise DataError(f"--mask-values {self.mask_values}: give {values}")
+        if self.max_pixels < 1:
+            raise DataError(f"--max-pixels {self.max_pixels}: give at least 1")
+        checked_spacing(self.spacing_mm)
+
+    def of(self, job: Job) -> dict[str, Any]:
+        """Return what of this, and of the image's prompt, decides on its result: plain values."""
+        boxes = job.boxes_xyxy_original
+        return {
+            "boxes": None if boxes is None else boxes.tolist(),
+            "structures": list(job.structures),
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "write": [kind for kind in ENDINGS if kind in {*self.write, "json"}],
+            "mask_values": self.mask_values,
+            "lenient": self.lenient,
+        }
+
+
+@dataclass
+class Outcome:
+    """What a run over files came to.
+
+    Attributes
+    ----------
+    results : the content of the JSON files, in order.
+    left_out : what has no result, in order.
+    resumed : how many of the results an earlier run had made.
+    stopped : whether the run was told to stop before its end.
+    """
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    resumed: int = 0
+    stopped: bool = False
+
+    @property
+    def failed(self) -> list[LeftOut]:
+        """Images that should have a result and have none."""
+        return [one for one in self.left_out if one.failed]
 
 
 def segment_files(
-    source: Path,
+    sources: Path | str | Sequence[Path | str],
     model: Model,
     out: Path,
     *,
     box: Sequence[float] | None = None,
     boxes_csv: Path | None = None,
-    spacing_mm: tuple[float, float] | None = None,
+    options: Options | None = None,
+    recursive: bool = False,
+    resume: bool = False,
+    fail_fast: bool = False,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Segment an image, or every image of a folder, and save each result (``Result.save``).
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Segment images and save each result (``Result.save``), and a table of all.
 
-    Where the boxes say what they hold, ``<stem>_<structure>_mask.png`` is written too.
+    Where the boxes say what they hold, ``<stem>_<structure>_mask.png`` is written too. The
+    table, ``segments.csv``, has a row for every image and every file that is none; a run of one
+    image that was named writes none, and raises its error.
 
     Parameters
     ----------
-    source : an image file, or a folder whose images are taken in order of their names.
+    sources : image files, folders, and patterns such as ``scans/*.png``. DICOM files need no
+        suffix.
     box : x0, y0, x1, y1 in pixels of the original, for every image; without boxes the model
         finds one in each image (``imaging.automatic_prompt``).
     boxes_csv : columns file,x0,y0,x1,y1; several rows for one file are several boxes. A column
         ``structure`` may name what each holds.
-    spacing_mm : (row, column) size of a pixel, where known: adds areas in mm². DICOM files
-        may state their own.
+    options : how to read and write; the defaults if None.
+    recursive : enter folders in folders; results are then in folders of the same names.
+    resume : keep results of the same image, model and options instead of making them anew.
+    fail_fast : raise the error of the first image that cannot be used; results before it stay.
     progress : called with (done, total, name) after each image.
+    stop : asked after each image; True ends the run with what is done.
 
     Returns
     -------
-    The content of the JSON files, in order.
+    Results and what was left out.
 
     Raises
     ------
     DataError
-        If an image, a box or the table cannot be used, or two results would have one name.
+        If there is no image, the boxes cannot be used, or results would take the place of one
+        another, of an input or of another image's; nothing is written then. With ``fail_fast``
+        for the first image that cannot be used.
     UserError
         If the folder cannot be written.
     """
-    jobs = plan(source, box=box, boxes_csv=boxes_csv)
-    check(jobs, model.metadata.frame, out)
-    images, boxes = [job.image for job in jobs], [job.boxes_xyxy_original for job in jobs]
-    facts = []
-    results = model.map(images, boxes=boxes, spacing_mm=spacing_mm)
-    for job, result in zip(jobs, results, strict=True):
+    given = [sources] if isinstance(sources, Path | str) else list(sources)
+    jobs, left_out = plan(given, out, recursive=recursive, box=box, boxes_csv=boxes_csv)
+    run = _Run(model, out, options or Options(), progress)
+    earlier = {job.target: facts for job in jobs if (facts := _earlier(job, out)) is not None}
+    kept = {
+        job.target: earlier[job.target]
+        for job in jobs
+        if resume and run.same(job, earlier.get(job.target))
+    }
+    alone = len(given) == 1 and len(jobs) + len(left_out) == 1 and Path(given[0]).is_file()
+    failed = [one for one in left_out if one.failed]
+    if failed and (alone or fail_fast):
+        raise DataError(failed[0].reason)
+    if resume:
+        _clear(jobs, out)
+    table = None if alone else Table(out)
+    try:
+        run.segment(jobs, kept, table, stop, alone or fail_fast)
+    finally:
+        if table is not None:
+            table.close([*run.rows(jobs), *map(_row, left_out)])
+    return run.outcome(jobs, left_out, len(kept))
+
+
+class _Run:
+    """One pass over files."""
+
+    def __init__(
+        self, model: Model, out: Path, options: Options, progress: Progress | None
+    ) -> None:
+        self.model, self.out, self.options, self.progress = model, out, options, progress
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, LeftOut] = {}
+
+    def same(self, job: Job, facts: dict[str, Any] | None) -> bool:
+        """Return whether an earlier result is the one that would be made now."""
+        if facts is None:
+            return False
+        asked = self.options.of(job)
+        stem = Path(self.out / job.target).name
+        files = [self.out / (job.target + ENDINGS[kind]) for kind in asked["write"]]
+        own = mask_names(stem, job.structures).values()
+        files += [(self.out / job.target).with_name(name) for name in own]
+        return (
+            facts.get("options") == json.loads(json.dumps(asked))
+            and facts.get("model") == self.model.described()
+            and all(file.is_file() for file in files)
+        )
+
+    def segment(
+        self,
+        jobs: Sequence[Job],
+        kept: dict[str, dict[str, Any]],
+        table: Table | None,
+        stop: Callable[[], bool] | None,
+        fail_fast: bool,
+    ) -> None:
+        """Make the results that are not there."""
+        self.facts.update(kept)
+        todo = [job for job in jobs if job.target not in kept]
+        results = self.model.map(
+            [job.image for job in todo],
+            boxes=[job.boxes_xyxy_original for job in todo],
+            spacing_mm=self.options.spacing_mm,
+            errors="return",
+            max_pixels=self.options.max_pixels,
+            lenient=self.options.lenient,
+        )
+        with closing(results):
+            for job, result in zip(todo, results, strict=True):
+                row = self._done(job, result, fail_fast)
+                if table is not None:
+                    table.add(row)
+                if self.progress is not None:
+                    done = len(self.facts) + len(self.failures)
+                    self.progress(done, len(jobs), printable(job.image.name))
+                if stop is not None and stop():
+                    return
+
+    def _done(self, job: Job, result: Result | Failure, fail_fast: bool) -> Row:
+        if isinstance(result, Failure):
+            if fail_fast:
+                raise result.cause
+            self.failures[job.target] = LeftOut(job.image, result.error)
+            return _row(self.failures[job.target])
+        target = self.out / job.target
+        result = replace(result, options=self.options.of(job))
         if job.structures:
             result = replace(result, structures=job.structures)
-            save_masks(out, job.image.stem, result.masks, job.structures)
-        result.save(out)
-        facts.append(result.to_json())
-        if progress is not None:
-            progress(len(facts), len(jobs), result.name)
-    return facts
+        # One structure alone is the mask that is written anyway.
+        if job.structures or len(set(result.structures)) > 1:
+            save_masks(target.parent, target.name, result.masks, result.structures)
+        result.save(
+            target.parent,
+            target.name,
+            write=self.options.write,
+            mask_values=self.options.mask_values,
+        )
+        self.facts[job.target] = result.to_json()
+        return self._row(job)
+
+    def _row(self, job: Job) -> Row:
+        return done_row(job.image, job.target + ENDINGS["json"], self.facts[job.target])
+
+    def rows(self, jobs: Iterable[Job]) -> Iterable[Row]:
+        """Yield a row for each image that the run came to, in order."""
+        for job in jobs:
+            if job.target in self.facts:
+                yield self._row(job)
+            elif job.target in self.failures:
+                yield _row(self.failures[job.target])
+
+    def outcome(self, jobs: Sequence[Job], left_out: Sequence[LeftOut], resumed: int) -> Outcome:
+        """Return what the run came to."""
+        return Outcome(
+            [self.facts[job.target] for job in jobs if job.target in self.facts],
+            [*self.failures.values(), *left_out],
+            resumed,
+            len(self.facts) + len(self.failures) < len(jobs),
+        )
 
 
-def plan(
-    source: Path, *, box: Sequence[float] | None = None, boxes_csv: Path | None = None
-) -> list[Job]:
-    """List the images and give each its boxes.
-
-    Raises
-    ------
-    DataError
-        If there is no image, or the boxes do not name them one and all.
-    """
-    if box is not None and boxes_csv is not None:
-        raise DataError("give --box or --boxes, not both")
-    images = _images(source)
-    if boxes_csv is None:
-        given = None if box is None else np.asarray([box], dtype=np.float64)
-        return [Job(image, given) for image in images]
-    table = read_boxes(boxes_csv)
-    names = {image.name for image in images}
-    unknown, missing = sorted(set(table) - names), sorted(names - set(table))
-    if unknown:
-        raise DataError(f"{boxes_csv} names {_some(unknown)}, not found in {source}")
-    if missing:
-        raise DataError(f"{boxes_csv} has no row for {_some(missing)}; add a box for each image")
-    structures = read_structures(boxes_csv)
-    return [Job(image, table[image.name], structures.get(image.name, ())) for image in images]
+def _row(left_out: LeftOut) -> Row:
+    return left_out_row(left_out.path, left_out.reason, failed=left_out.failed)
 
 
-def read_boxes(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read a table of boxes, file,x0,y0,x1,y1 in pixels of the original.
-
-    Returns
-    -------
-    File name → (N, 4), in the order of the rows.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, lacks a column, or a row does not hold four numbers.
-    """
+def _earlier(job: Job, out: Path) -> dict[str, Any] | None:
+    """Return the earlier result of an image; another image's is not to be replaced."""
+    json_path = out / (job.target + ENDINGS["json"])
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
-            header = reader.fieldnames or []
-            absent = [name for name in BOX_COLUMNS if name not in header]
-            if absent:
-                raise DataError(
-                    f"{path} lacks the column {', '.join(absent)}; "
-                    f"its first line must be {','.join(BOX_COLUMNS)}"
-                )
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the table of boxes {path} cannot be read: {error}") from error
-    boxes: dict[str, list[list[float]]] = {}
-    for line, row in rows:
-        try:
-            numbers = [float(row[name]) for name in BOX_COLUMNS[1:]]
-        except (TypeError, ValueError):
-            raise DataError(f"{path}, line {line}: x0,y0,x1,y1 must be four numbers") from None
-        boxes.setdefault(Path(row["file"]).name, []).append(numbers)
-    if not boxes:
-        raise DataError(f"{path} holds no boxes; add a line for each image")
-    return {name: np.asarray(values) for name, values in boxes.items()}
+        if not json_path.exists():
+            return None
+        image_sha256 = sha256_file(job.image)
+    except OSError:
+        return None  # reading the one or writing the other will say why
+    return check_earlier(json_path, image_sha256)
 
 
-def check(jobs: Sequence[Job], frame: Frame, out: Path) -> None:
-    """Check every image and box, and that no result takes another's name.
-
-    Raises
-    ------
-    DataError
-        Naming the file and the remedy.
-    """
-    _check_names(jobs, out)
-    for job in jobs:
-        pixels = read_radiograph(job.image).pixels
-        try:
-            # The whole preparation, not a part of it: what passes here can be segmented.
-            image_to_model(pixels, frame)
-            if job.boxes_xyxy_original is not None:
-                check_box(job.boxes_xyxy_original, (pixels.shape[0], pixels.shape[1]))
-        except DataError as error:
-            raise DataError(f"{job.image}: {error}") from error
-
-
-def _images(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"{source} does not exist; give an image or a folder of images")
-    found = sorted(
-        path
-        for path in source.iterdir()
-        if path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    if not found:
-        raise DataError(f"{source} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def _check_names(jobs: Sequence[Job], out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; give a folder")
-    # Names are compared without case: some file systems do not tell them apart.
-    writers: dict[str, Path] = {}
-    inputs = {job.image.resolve() for job in jobs}
-    for job in jobs:
-        own = mask_names(job.image.stem, job.structures).values()
-        for name in (*result_names(job.image.stem), *own):
-            if (out / name).resolve() in inputs:
-                raise DataError(f"the result would overwrite the input {out / name}; change --out")
-            other = writers.setdefault(name.lower(), job.image)
-            if other != job.image:
-                raise DataError(
-                    f"{other} and {job.image} would both write {out / name}; "
-                    "rename one, or segment them into two folders"
-                )
-        check_earlier(out / result_names(job.image.stem)[-1], sha256_file(job.image))
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+def _clear(jobs: Sequence[Job], out: Path) -> None:
+    """Remove what a run that was killed had not finished writing."""
+    names = {str(out / name) for job in jobs for name in job.names()} | {str(out / TABLE)}
+    for folder in {out, *((out / job.target).parent for job in jobs)}:
+        for file in folder.glob(".*.tmp.*"):
+            parts = _TEMPORARY.fullmatch(file.name)
+            if parts and str(folder / "".join(parts.groups())) in names:
+                file.unlink(missing_ok=True)

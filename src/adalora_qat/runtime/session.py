@@ -15,7 +15,9 @@ The base install has no ``onnx``, so a file is changed in place: types and bytes
 from __future__ import annotations
 
 import functools
+import math
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +47,39 @@ _INTEGERS, _ZERO_POINT = b"_int8", b"_zero_point"
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Return options for a session on the CPU, with one thread a core if none are named."""
-    options = ort.SessionOptions()
+    """Return options for a session on the CPU, with one thread a core if none are named.
+
+    Never more threads than ``available_cpus``: those beyond them wait for one another, so that
+    256 on two processors give no result for minutes.
+    """
+    options, available = ort.SessionOptions(), available_cpus()
     options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
+    if threads is not None:
+        options.intra_op_num_threads = min(threads, available)
+    elif available < (os.cpu_count() or available):
+        # The runtime itself counts the cores of the machine, not those it may use.
+        options.intra_op_num_threads = available
     return options
+
+
+def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many processors this process may use, at least 1.
+
+    That is the least of the processors it is bound to and its share of time, rounded up.
+
+    Parameters
+    ----------
+    quota : the file in which cgroup v2 gives microseconds, or ``max``, in each period.
+    """
+    # Python 3.13 has the first, Linux the second.
+    counted = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else counted
+    try:
+        time, period = quota.read_text("ascii").split()[:2]
+        share = math.ceil(int(time) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        share = counted  # there is no quota, or "max"
+    return max(1, min(counted, bound, share))
 
 
 def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:

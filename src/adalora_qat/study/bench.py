@@ -232,7 +232,7 @@ def _exported(
     measuring = run.config.model_copy(
         update={"export": ExportConfig(min_dice=0, min_pixel_agreement=0)}
     )
-    made = export_stage(
+    [made] = export_stage(
         replace(run, config=measuring), stage, folder / f"{stage}.onnx", records, progress
     )
     refusal = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from adalora_qat.errors import DataError
 from adalora_qat.evaluate.case_table import read_cases
 from adalora_qat.study.facts import read_facts
 from adalora_qat.study.measure import STUDY_FILE
-from adalora_qat.study.models import named
+from adalora_qat.study.models import distinct_names, named
 from adalora_qat.study.study import ModelFacts, Study, compare_models
 
 TABLE_SUFFIXES: Final = (".csv", ".parquet")
@@ -71,7 +70,7 @@ def study_of(
     if margin is not None and not margin > 0:
         raise DataError(f"--margin {margin} must be more than 0, as in 0.005 (half a Dice point)")
     read = [(argument, entries_of(argument)) for argument in arguments]
-    entries = distinct([entry for _, found in read for entry in found])
+    entries = _distinct([entry for _, found in read for entry in found])
     chosen = _baseline(baseline, entries, read)
     cases = {entry.name: _of_targets(entry, targets) for entry in entries}
     facts, note = _with_latency(entries, predict_times=predict_times)
@@ -104,25 +103,11 @@ def entries_of(argument: str) -> list[Entry]:
     return found
 
 
-def distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """Add the folder's name where two models have one name.
-
-    Raises
-    ------
-    DataError
-        If that does not tell them apart.
-    """
-    counts = Counter(entry.name for entry in entries)
-    told = [
-        replace(e, name=f"{e.name} · {_folder(e.path).name}") if counts[e.name] > 1 else e
-        for e in entries
-    ]
-    doubled = sorted(name for name, n in Counter(e.name for e in told).items() if n > 1)
-    if doubled:
-        raise DataError(
-            f"two tables would be called {', '.join(doubled)}; give names, as in first=a second=b"
-        )
-    return told
+def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+    homes = [_folder(entry.path).name for entry in entries]
+    hint = "give names, as in first=a second=b"
+    names = distinct_names([entry.name for entry in entries], homes, "tables", hint)
+    return [replace(entry, name=name) for entry, name in zip(entries, names, strict=True)]
 
 
 def _in_folder(path: Path) -> Iterator[Entry]:

@@ -278,20 +278,34 @@ def _first_stage_name(config: RunConfig) -> str:
     return f"AdaLoRA{only}"
 
 
-def _distinct(models: Sequence[Model]) -> list[Model]:
-    """Add the run folder's name where two models of different runs have one name."""
-    counts = Counter(model.name for model in models)
+def distinct_names(names: Sequence[str], homes: Sequence[str], what: str, hint: str) -> list[str]:
+    """Add the folder's name where two have one name.
+
+    Parameters
+    ----------
+    names, homes : of each one, its name and that of its folder.
+    what, hint : for the message: what is named, and what to give instead.
+
+    Raises
+    ------
+    DataError
+        If that does not tell them apart.
+    """
+    counts = Counter(names)
     told = [
-        replace(model, name=f"{model.name} · {_home(model)}") if counts[model.name] > 1 else model
-        for model in models
+        f"{name} · {home}" if counts[name] > 1 else name
+        for name, home in zip(names, homes, strict=True)
     ]
-    doubled = sorted(name for name, n in Counter(m.name for m in told).items() if n > 1)
+    doubled = sorted(name for name, n in Counter(told).items() if n > 1)
     if doubled:
-        raise DataError(
-            f"two models would be called {', '.join(doubled)}; give each argument a name, as in "
-            "first=runs/a second=runs/b"
-        )
+        raise DataError(f"two {what} would be called {', '.join(doubled)}; {hint}")
     return told
+
+
+def _distinct(models: Sequence[Model]) -> list[Model]:
+    hint = "give each argument a name, as in first=runs/a second=runs/b"
+    names = distinct_names([m.name for m in models], [_home(m) for m in models], "models", hint)
+    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
 
 
 def _home(model: Model) -> str:
