@@ -127,6 +127,7 @@ def save_model(segmenter: Segmenter, path: Path, config: RunConfig, stage: str) 
     description = {
         "variant": segmenter.variant.name,
         "side": segmenter.variant.frame.side,
+        "structures": list(segmenter.structures),
         "stage": stage,
         "adapt": config.adapt.model_dump(mode="json"),
         "ranks": _ranks(segmenter),
@@ -152,7 +153,11 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
             f"{path} is a baseline ({description['baseline']['architecture']}), not a Segment "
             "Anything model: it can be evaluated, compared and reported, nothing else"
         )
-    segmenter = Segmenter(variant(description["variant"]).at_side(description["side"]))
+    segmenter = Segmenter(
+        variant(description["variant"]).at_side(description["side"]),
+        # Models written before structures have none.
+        structures=description.get("structures", ()),
+    )
     if description["ranks"]:
         config = AdaptConfig.model_validate(description["adapt"])
         # A target that is missing has a branch instead, and no adapter.

@@ -35,6 +35,8 @@ class ModelConfig(Section):
     """``random`` exists for benchmarks and tests and is stamped on every result."""
     side: Annotated[int, Field(ge=32)] | None = None
     """Working resolution in pixels; None takes the variant's own. TinyViT variants only."""
+    structures: tuple[str, ...] = ()
+    """Structures with a learned prompt each, which need no box: the targets of the samples."""
 
 
 class PromptConfig(Section):
@@ -48,6 +50,8 @@ class PromptConfig(Section):
     """Share of training samples with the exact box."""
     whole_image: Fraction = 0.0
     """Share of training samples with the whole image as box; the rest are jittered boxes."""
+    unnamed: Fraction = 0.0
+    """Of a model with structures: share of the boxes that do not say which structure they hold."""
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> PromptConfig:
@@ -84,6 +88,12 @@ class AugmentConfig(Section):
     opacity: Fraction = 0.0
     """Probability of painting opacities into the masks: see ``samples.opacity``. Only sensible
     for organs whose truth includes diseased parts, as lung masks do."""
+    markers: Fraction = 0.0
+    """Probability of bright letters or plates in a corner."""
+    devices: Fraction = 0.0
+    """Probability of wires, tubes and a battery over the chest."""
+    collar: Fraction = 0.0
+    """Probability of a black or white collar round the exposed field, as a collimator leaves."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip. Off by default: hearts are on the left, and a
     flipped chest is a different finding (situs inversus), not a nuisance."""
@@ -188,6 +198,8 @@ class Stage1Config(Section):
     decoder: Literal["full", "frozen"] = "full"
     lr_encoder: Positive = 5e-5
     lr_decoder: Positive = 2e-5
+    lr_structures: Positive = 1e-3
+    """Of the learned prompts of ``model.structures``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     lambda_ortho: Annotated[float, Field(ge=0)] = 0.003
     lambda_iou: Annotated[float, Field(ge=0)] = 0.0
@@ -326,6 +338,16 @@ class RunConfig(Section):
             )
         if self.stage1.epochs:
             self.adapt.pruning_at(self.stage1.epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _structures_are_targets(self) -> RunConfig:
+        structures, targets = self.model.structures, self.data.prompt.targets
+        if structures and structures != targets:
+            raise ValueError(
+                f"model.structures {', '.join(structures)} are not data.prompt.target "
+                f"{', '.join(targets)}: give both the same names in the same order"
+            )
         return self
 
     @model_validator(mode="after")

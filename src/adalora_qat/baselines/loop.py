@@ -31,7 +31,9 @@ class BaselineObjective(Objective):
         # Only its parameters and its ``image_encoder`` are asked for.
         super().__init__(cast(Segmenter, net), LossWeights(), "image", accumulate)
 
-    def answer(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def answer(
+        self, inputs: Tensor, boxes: Tensor, structures: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the inputs, logits (B, 1, S, S), and no predicted IoU: zeros (B, 1)."""
         logits = cast(BaselineNet, self.segmenter)(inputs)
         return inputs, logits, logits.new_zeros(logits.shape[:2], dtype=torch.float32)

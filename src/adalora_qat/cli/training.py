@@ -19,7 +19,6 @@ from adalora_qat.cli.app import (
     Json,
     Out,
     app,
-    labelled_records,
     out_console,
     print_json,
     print_rows,
@@ -131,8 +130,9 @@ def train(
     """
     from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
-    from adalora_qat.corpus.splits import read_manifest
+    from adalora_qat.corpus.splits import read_manifest, records_of
     from adalora_qat.recipe import load_config
+    from adalora_qat.samples.structures import usable
     from adalora_qat.study.facts import write_run_facts
     from adalora_qat.study.history import draw_ranks
     from adalora_qat.train.alone import alone_in
@@ -161,7 +161,7 @@ def train(
             if source is not None and processes.is_main_process:
                 inherit_stage1(run, source)
         train_records, val_records = (
-            labelled_records(manifest, split, config.data.prompt.targets)
+            usable(records_of(manifest, split), config.data.prompt.targets, config.model.structures)
             for split in ("train", "val")
         )
         resources = Resources(

@@ -37,6 +37,19 @@ def embed_boxes(g: Graph, segmenter: Segmenter, boxes: str) -> str:
         return g.add(embedded, g.concat(labels, axis=0))
 
 
+def name_structures(g: Graph, segmenter: Segmenter, prompts: str, structures: str) -> str:
+    """Add learned prompts to box prompts (N, 2, D): structures (1, N) int64, −1 for none.
+
+    As ``model.sam.StructurePrompts``.
+    """
+    with g.scope("structure_prompts"):
+        tokens = segmenter.structure_prompts.tokens.detach()
+        # Row 0 is that of −1.
+        table = g.constant("tokens", torch.cat([torch.zeros_like(tokens[:1]), tokens]))
+        rows = g.add(g.squeeze(structures, 0), g.constant("first_row", np.int64(1)))
+        return g.add(prompts, g.node("Gather", table, rows, axis=0))
+
+
 def no_mask(g: Graph, segmenter: Segmenter) -> str:
     """Return the dense embedding (1, D) that stands for "no previous mask"."""
     with g.scope("prompt_encoder.no_mask_embed"):

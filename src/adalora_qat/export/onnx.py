@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Required, TypedDict, Unpack
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import onnx
@@ -27,7 +27,14 @@ import adalora_qat
 from adalora_qat.adapt.adapted_linear import AdaptedLinear
 from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
-from adalora_qat.export.decoder import decode, embed_boxes, embed_masks, embed_points, no_mask
+from adalora_qat.export.decoder import (
+    decode,
+    embed_boxes,
+    embed_masks,
+    embed_points,
+    name_structures,
+    no_mask,
+)
 from adalora_qat.export.graph import MIN_ONNXRUNTIME, Graph
 from adalora_qat.export.kernels import require_integer_kernels
 from adalora_qat.export.parity import Model, Parity, ParityCase, measure_parity
@@ -42,6 +49,8 @@ from adalora_qat.runtime.digest import BLANK, KEY, sealed
 from adalora_qat.runtime.interactive import box_prompt
 from adalora_qat.runtime.metadata import ModelMetadata, Part
 from adalora_qat.runtime.onnx_predictor import open_session
+
+_Output = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 # The most that one protobuf message can hold.
 _LARGEST_FILE = 2**31 - 1
@@ -124,6 +133,8 @@ def export_split(
 ) -> tuple[Exported, Exported]:
     """Export encoder and decoder as two files: one image encoded once, then many prompts.
 
+    The halves take boxes and points on any object, and leave learned prompts of structures out.
+
     Parameters
     ----------
     encoder_path, decoder_path : the files to write.
@@ -134,6 +145,7 @@ def export_split(
     ExportError, UserError
         As ``export_onnx``.
     """
+    cases = [replace(case, structures=None) for case in cases]
     paths: dict[Part, Path] = {"encoder": encoder_path, "decoder": decoder_path}
     encoder, decoder = _export(segmenter, paths, cases, options)
     return encoder, decoder
@@ -177,7 +189,8 @@ def _export(
         ]
     golden = options.get("golden")
     if golden is not None:
-        _write_golden(next(iter(paths.values())), golden, candidate)
+        shown = golden if "whole" in paths else replace(golden, structures=None)
+        _write_golden(next(iter(paths.values())), shown, candidate)
     return [
         Exported(path, size, parity, counts)
         for path, size, counts in zip(paths.values(), sizes, kernels, strict=True)
@@ -232,7 +245,11 @@ def build_model(segmenter: Segmenter, metadata: ModelMetadata) -> onnx.ModelProt
     boxes = g.input("boxes", (1, "N", 4))
     embeddings = _encoded_once(g, segmenter, image)
     features = g.add(embeddings, no_mask(g, segmenter))
-    logits, iou = decode(g, segmenter, features, embed_boxes(g, segmenter, boxes))
+    prompts = embed_boxes(g, segmenter, boxes)
+    if segmenter.structures:
+        named = g.input("structures", (1, "N"), onnx.TensorProto.INT64)
+        prompts = name_structures(g, segmenter, prompts, named)
+    logits, iou = decode(g, segmenter, features, prompts)
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
     g.output(embeddings, "embeddings", (variant.embedding_side**2, variant.decoder_width))
@@ -336,11 +353,9 @@ def torch_model(segmenter: Segmenter) -> Model:
     """Return a segmenter as a function of NumPy arrays, one image at a time."""
 
     @torch.inference_mode()
-    def run(
-        image: NDArray[np.float32], boxes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(image: NDArray[np.float32], *prompt: NDArray[Any]) -> _Output:
         segmenter.eval()
-        logits, iou = segmenter(torch.from_numpy(image)[None], torch.from_numpy(boxes)[None])
+        logits, iou = segmenter(*(torch.from_numpy(each)[None] for each in (image, *prompt)))
         return logits[0].numpy(), iou[0].numpy()
 
     return run
@@ -349,10 +364,10 @@ def torch_model(segmenter: Segmenter) -> Model:
 def onnx_model(session: ort.InferenceSession) -> Model:
     """Return a session as a function of NumPy arrays, one image at a time."""
 
-    def run(
-        image: NDArray[np.float32], boxes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        feeds = {"image": image[None], "boxes": boxes[None]}
+    def run(image: NDArray[np.float32], *prompt: NDArray[Any]) -> _Output:
+        names = ("image", "boxes", "structures")
+        given = (image, *prompt)
+        feeds = {name: each[None] for name, each in zip(names, given, strict=False)}
         logits, iou = session.run(["logits", "iou"], feeds)
         return logits[0], iou[0]
 
@@ -406,9 +421,14 @@ def write_model(model: onnx.ModelProto, path: Path, metadata: ModelMetadata) -> 
 
 
 def _write_golden(path: Path, case: ParityCase, model: Model) -> None:
-    logits, iou = model(case.image, case.boxes)
+    logits, iou = model(case.image, *case.prompt)
+    outputs: dict[str, Any] = {
+        "image": case.image,
+        "boxes": case.boxes,
+        "logits": logits,
+        "iou": iou,
+    }
+    if case.structures is not None:
+        outputs["structures"] = case.structures
     with atomic_write(path.with_suffix(".golden.npz")) as temporary:
-        np.savez_compressed(
-            temporary, image=case.image[None], boxes=case.boxes[None], logits=logits[None],
-            iou=iou[None],
-        )  # fmt: skip
+        np.savez_compressed(temporary, **{name: each[None] for name, each in outputs.items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,29 @@ from adalora_qat.config import ExportConfig
 from adalora_qat.errors import ExportError
 from adalora_qat.progress import Progress
 
-# (image (3, S, S), boxes (N, 4) in the model frame) → logits (N, L, L), predicted IoU (N).
-Model = Callable[
-    [NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
-]
+# (image (3, S, S), boxes (N, 4) in the model frame; of a model with structures also which of
+# them each mask shall be, (N,)) → logits (N, L, L), predicted IoU (N).
+Model = Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One image in the model frame (3, S, S), its boxes (N, 4) and its valid extent (h, w)."""
+    """One image in the model frame (3, S, S), its boxes (N, 4) and its valid extent (h, w).
+
+    ``structures`` (N,) int64 says which structure each mask shall be, −1 for none; None where
+    the model has no learned prompts.
+    """
 
     name: str
     image: NDArray[np.float32]
     boxes: NDArray[np.float32]
     valid_hw: tuple[int, int]
+    structures: NDArray[np.int64] | None = None
+
+    @property
+    def prompt(self) -> tuple[NDArray[Any], ...]:
+        """What a model is asked with, beside the image."""
+        return (self.boxes,) if self.structures is None else (self.boxes, self.structures)
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,8 @@ def measure_parity(
     equal = total = 0
     logit_difference = iou_difference = 0.0
     for done, case in enumerate(cases, start=1):
-        logits, iou = reference(case.image, case.boxes)
-        other_logits, other_iou = candidate(case.image, case.boxes)
+        logits, iou = reference(case.image, *case.prompt)
+        other_logits, other_iou = candidate(case.image, *case.prompt)
         if not (np.isfinite(logits).all() and np.isfinite(other_logits).all()):
             raise ExportError(f"{case.name}: the model gives values that are not finite")
         logit_difference = max(logit_difference, float(np.abs(logits - other_logits).max()))

@@ -15,7 +15,13 @@ from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, ExportOptions, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.files import sha256_file
-from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box_inclusive
+from adalora_qat.imaging.geometry import (
+    Frame,
+    boxes_to_model,
+    image_to_model,
+    mask_box_inclusive,
+    whole_box,
+)
 from adalora_qat.model.sam import Segmenter
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.progress import Progress
@@ -63,20 +69,30 @@ def export_stage(
     """
     segmenter, cases, told = _prepared(run, stage, records)
     told["progress"] = progress
-    told["golden"] = golden_case(segmenter.variant.frame) if golden else None
+    frame, structures = segmenter.variant.frame, segmenter.structures
+    told["golden"] = golden_case(frame, structures) if golden else None
     if not halves:
         return [export_onnx(segmenter, path, cases, **told)]
     encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
     return [*export_split(segmenter, encoder, decoder, cases, **told)]
 
 
-def golden_case(frame: Frame) -> ParityCase:
-    """Return a phantom and the box of its lungs as the model sees them."""
+def golden_case(frame: Frame, structures: Sequence[str] = ()) -> ParityCase:
+    """Return a phantom and the box of its lungs as the model sees them.
+
+    Of a model with ``structures`` each is asked for once more, in the whole image.
+    """
     made = phantom(0)
     image, frame_map = image_to_model(made.image, frame)
     box = mask_box_inclusive(made.masks["left_lung"] | made.masks["right_lung"])
     boxes = boxes_to_model(box[None], frame_map).astype(np.float32)
-    return ParityCase("phantom 0", image, boxes, (frame.side, frame.side))
+    valid_hw = frame.side, frame.side
+    if not structures:
+        return ParityCase("phantom 0", image, boxes, valid_hw)
+    whole = whole_box(frame.side, frame.side)[None].astype(np.float32)
+    boxes = np.concatenate([boxes, *[whole] * len(structures)])
+    named = np.arange(-1, len(structures))
+    return ParityCase("phantom 0", image, boxes, valid_hw, named)
 
 
 def _prepared(
@@ -96,7 +112,7 @@ def _prepared(
         "automatic_prompt": run.config.data.prompt.whole_image > 0,
         "gate": run.config.export,
     }
-    cases = parity_cases(records, run.config.data, segmenter.variant.frame)
+    cases = parity_cases(records, run.config.data, segmenter.variant.frame, segmenter.structures)
     return deployable(segmenter), cases, told
 
 
@@ -111,15 +127,21 @@ def deployable(segmenter: Segmenter) -> Segmenter:
     return segmenter.eval()
 
 
-def parity_cases(records: Sequence[Record], config: DataConfig, frame: Frame) -> list[ParityCase]:
-    """Return the records as the model sees them, each with the exact box of its mask."""
-    dataset = SegmentationDataset(records, config, frame, train=False)
+def parity_cases(
+    records: Sequence[Record], config: DataConfig, frame: Frame, structures: Sequence[str] = ()
+) -> list[ParityCase]:
+    """Return the records as the model sees them, each with the exact box of its mask.
+
+    Of a model with ``structures`` each is asked for in the whole image instead.
+    """
+    dataset = SegmentationDataset(records, config, frame, train=False, structures=structures)
     return [
         ParityCase(
             sample.id,
             np.ascontiguousarray(sample.image.numpy()),
             sample.boxes.numpy(),
             sample.valid,
+            None if sample.structures is None else sample.structures.numpy(),
         )
         for sample in (dataset[index] for index in range(len(dataset)))
     ]

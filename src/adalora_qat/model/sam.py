@@ -12,7 +12,7 @@ Shapes: B images, N boxes per image, S model side, D embedding width (256), E em
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -235,6 +235,26 @@ class VitImageEncoder(SamVisionEncoder):  # type: ignore[misc]
         return self.trunk(self.stem(images))
 
 
+class StructurePrompts(nn.Module):
+    """Learned prompts for named structures, added to the embeddings of a box's two corners.
+
+    They start at zero, so that a new model does what the pretrained one does, and a prompt
+    without a structure (−1) keeps doing so: boxes and points work on any object as before.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(count, 2, width))
+
+    def forward(self, sparse: Tensor, structures: Tensor) -> Tensor:
+        """Add each prompt's structure: sparse (B, N, T, D), structures (B, N) → (B, N, T, D)."""
+        none = self.tokens.new_zeros(1, *self.tokens.shape[1:])
+        # Row 0 is that of −1.
+        chosen = torch.cat([none, self.tokens])[structures + 1].to(sparse.dtype)
+        # Further tokens, which stand for points, have no structure added.
+        return torch.cat([sparse[:, :, :2] + chosen, sparse[:, :, 2:]], dim=2)
+
+
 class Segmenter(nn.Module):
     """A promptable segmenter: image and boxes in, mask logits and predicted IoU out.
 
@@ -245,9 +265,15 @@ class Segmenter(nn.Module):
         ``torch.onnx.export``; this package's own exporter takes either.
     """
 
-    def __init__(self, variant: Variant, attention: Literal["sdpa", "eager"] = "sdpa") -> None:
+    def __init__(
+        self,
+        variant: Variant,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        structures: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.variant = variant
+        self.structures = tuple(structures)
         config = _sam_config(variant, attention)
         self.image_encoder: TinyViT | VitImageEncoder
         if isinstance(variant.encoder, TinyViTConfig):
@@ -256,19 +282,25 @@ class Segmenter(nn.Module):
             self.image_encoder = VitImageEncoder(config.vision_config)
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+        if self.structures:
+            self.structure_prompts = StructurePrompts(len(self.structures), variant.decoder_width)
 
     def encode(self, images: Tensor) -> Tensor:
         """Map (B, 3, S, S) to image embeddings (B, D, E, E)."""
         embeddings: Tensor = self.image_encoder(images)
         return embeddings
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embeddings: Tensor, boxes: Tensor, structures: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decode one mask per box.
 
         Parameters
         ----------
         embeddings : (B, D, E, E).
         boxes : (B, N, 4), xyxy in the model frame.
+        structures : (B, N) int64, which of ``self.structures`` each mask shall be, −1 for
+            whatever the box holds; None for that throughout.
 
         Returns
         -------
@@ -277,6 +309,8 @@ class Segmenter(nn.Module):
         # sparse (B, N, 2, D): the two corners of each box; dense (B, D, E, E): the embedding of
         # "no earlier mask", the same everywhere.
         sparse, dense, positions = self._prompts(boxes)
+        if structures is not None:
+            sparse = self.structure_prompts(sparse, structures)
         positions = positions.to(embeddings.dtype)
         logits, iou = self.mask_decoder(
             image_embeddings=embeddings,
@@ -289,19 +323,22 @@ class Segmenter(nn.Module):
         # (B, N, 1, L, L) and (B, N, 1).
         return logits[:, :, 0], iou[:, :, 0]
 
-    def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, boxes: Tensor, structures: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Segment: ``encode``, then ``decode``.
 
         Parameters
         ----------
         images : (B, 3, S, S), normalised as the variant's frame says.
         boxes : (B, N, 4), xyxy in pixels of the model frame.
+        structures : (B, N) int64, as for ``decode``.
 
         Returns
         -------
         logits (B, N, L, L), a pixel being foreground above 0, and predicted IoU (B, N).
         """
-        return self.decode(self.encode(images), boxes)
+        return self.decode(self.encode(images), boxes, structures)
 
     def _prompts(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Fourier phases run to hundreds of radians: in half precision they would be noise.
@@ -325,7 +362,11 @@ class Segmenter(nn.Module):
 
 
 def random_segmenter(
-    name: str, seed: int, attention: Literal["sdpa", "eager"] = "sdpa", side: int | None = None
+    name: str,
+    seed: int,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    side: int | None = None,
+    structures: Sequence[str] = (),
 ) -> Segmenter:
     """Build a variant with random weights, for tests and benchmarks only.
 
@@ -343,7 +384,7 @@ def random_segmenter(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        segmenter = Segmenter(variant(name).at_side(side), attention)
+        segmenter = Segmenter(variant(name).at_side(side), attention, structures)
         # transformers starts SAM's relative positions at zero: a benchmark of their
         # attention, and a test of its equality, need them to matter.
         for key, parameter in segmenter.named_parameters():

@@ -109,7 +109,9 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
     """
     chosen = variant(config.variant)
     if config.init == "random":
-        random = random_segmenter(chosen.name, seed=0, side=config.side)
+        random = random_segmenter(
+            chosen.name, seed=0, side=config.side, structures=config.structures
+        )
         return random, WeightsOrigin("random", None)
     where = config.weights or chosen.weights
     if where is None:
@@ -119,12 +121,15 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
             "FILE.safetensors` and set model.weights=FILE.safetensors, or model.init=random for "
             "a benchmark"
         )
-    segmenter = Segmenter(chosen.at_side(config.side))
+    segmenter = Segmenter(chosen.at_side(config.side), structures=config.structures)
     if where == "packaged":
         file = weights_folder() / MODEL
         fill_from_onnx(segmenter, file)
         return segmenter.eval(), WeightsOrigin(f"packaged {MODEL}", sha256_file(file))
     state, origin = _fetch(where, chosen, cache or default_cache())
+    if config.structures and not any(name.startswith("structure_prompts.") for name in state):
+        # Published weights know no structures: their prompts start at zero.
+        state = {**state, "structure_prompts.tokens": segmenter.structure_prompts.tokens.data}
     load_strictly(segmenter, state, origin.source)
     return segmenter.eval(), origin
 

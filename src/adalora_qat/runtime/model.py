@@ -28,7 +28,12 @@ from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.interactive import EncodedImage, InteractivePredictor
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import OnnxPredictor, open_session, read_metadata
+from adalora_qat.runtime.onnx_predictor import (
+    OnnxPredictor,
+    PromptedImage,
+    open_session,
+    read_metadata,
+)
 from adalora_qat.runtime.packaged import packaged_predictor
 from adalora_qat.runtime.plausibility import spacing_caution
 from adalora_qat.runtime.prompts import Prompt, boxes_of, checked_spacing, prompt_of
@@ -121,7 +126,8 @@ class Model:
         """Segment one radiograph.
 
         Without a prompt the model finds a box itself: it segments the whole image, and then
-        the box of what it found (``imaging.automatic_prompt``).
+        the box of what it found (``imaging.automatic_prompt``). A model with learned prompts of
+        structures gives one mask for each of them instead.
 
         Parameters
         ----------
@@ -140,7 +146,8 @@ class Model:
 
         Returns
         -------
-        One mask per box, one in all for points or without a prompt.
+        One mask per box; without a prompt, one per structure that the model has a learned
+        prompt for, or else one in all; one in all for points.
 
         Raises
         ------
@@ -288,7 +295,7 @@ class Model:
             seconds={"read": radiograph.seconds, "predict": time.perf_counter() - started},
             model=self.described(),
             file_sha256=radiograph.sha256,
-            structures=self._structures(len(prediction.masks)),
+            structures=self._structures(len(prediction.masks), prompt),
         )
 
     def _predict(
@@ -302,6 +309,8 @@ class Model:
             )
         elif prompt.boxes is not None:
             prediction = ask(prompt.boxes)
+        elif isinstance(ask, PromptedImage) and ask.prompts_structures:
+            prediction = ask.structures()
         else:
             first, prediction = two_passes(ask, (pixels.shape[0], pixels.shape[1]))
         look = self._predictor.assurance.look
@@ -332,9 +341,11 @@ class Model:
             f"{calibration.cases} of validation images, degraded ones included"
         )
 
-    def _structures(self, count: int) -> tuple[str, ...]:
-        """Name every mask if the model was trained on one structure; several name none."""
+    def _structures(self, count: int, prompt: Prompt) -> tuple[str, ...]:
+        """Name the masks: of learned prompts, or if the model was trained on one structure."""
         trained = self.metadata.structures
+        if prompt.kind == "automatic" and getattr(self._predictor, "prompts_structures", False):
+            return trained
         return trained * count if len(trained) == 1 else ()
 
     def described(self) -> dict[str, str]:

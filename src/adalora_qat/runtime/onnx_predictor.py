@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +24,7 @@ from adalora_qat.imaging.geometry import (
     check_box,
     image_to_model,
     logits_to_original,
+    whole_box,
 )
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
@@ -147,6 +149,8 @@ class OnnxPredictor:
         self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given
+        asked = {each.name for each in self._session.get_inputs()}
+        self.prompts_structures = "structures" in asked
 
     @property
     def name(self) -> str:
@@ -189,7 +193,7 @@ class OnnxPredictor:
         -------
         logits (1, N, L, L) and predicted IoU (1, N).
         """
-        logits, iou = self._session.run(["logits", "iou"], {"image": image, "boxes": boxes})
+        logits, iou = self._session.run(["logits", "iou"], self._feeds(image, boxes, None))
         self._done()
         return logits, iou
 
@@ -198,8 +202,12 @@ class OnnxPredictor:
         image: NDArray[np.float32],
         boxes: NDArray[np.float32],
         embeddings: NDArray[np.float32] | None,
+        structures: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the bare model as ``run`` does, but not its encoder if ``embeddings`` are given.
+
+        ``structures`` (1, N) says which of the file's structures each mask shall be, −1 for
+        what the box holds; None for that throughout. Only where ``prompts_structures``.
 
         Returns
         -------
@@ -208,12 +216,24 @@ class OnnxPredictor:
         """
         if not self._gives_embeddings:
             return *self.run(image, boxes), None
-        feeds = {"image": image, "boxes": boxes}
+        feeds = self._feeds(image, boxes, structures)
         if embeddings is not None:
             feeds["known_embeddings"] = embeddings
         logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
         self._done()
         return logits, iou, found
+
+    def _feeds(
+        self,
+        image: NDArray[np.float32],
+        boxes: NDArray[np.float32],
+        structures: NDArray[np.int64] | None,
+    ) -> dict[str, NDArray[Any]]:
+        feeds: dict[str, NDArray[Any]] = {"image": image, "boxes": boxes}
+        if self.prompts_structures:
+            none = np.full(boxes.shape[:2], -1, dtype=np.int64)
+            feeds["structures"] = none if structures is None else structures
+        return feeds
 
     def _done(self) -> None:
         if self._low_memory:
@@ -271,6 +291,28 @@ class PromptedImage:
         check_prompts(len(boxes), self.frame_map, side)
         logits, iou = in_runs(self._run, model_boxes, side)
         return self._predictor.prediction(logits, iou, boxes, self.frame_map)
+
+    def structures(self) -> Prediction:
+        """Segment every structure that the model has a learned prompt for, without a box.
+
+        Returns
+        -------
+        (N, H, W) masks in the order of the metadata's ``structures``; their boxes are the image.
+        """
+        count = len(self._predictor.metadata.structures)
+        boxes = np.repeat(whole_box(self.frame_map.height, self.frame_map.width)[None], count, 0)
+        logits, iou, self.embeddings = self._predictor.run_once_encoded(
+            self.pixels[None],
+            boxes_to_model(boxes, self.frame_map).astype(np.float32)[None],
+            self.embeddings,
+            np.arange(count)[None],
+        )
+        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
+
+    @property
+    def prompts_structures(self) -> bool:
+        """Whether the model has learned prompts for structures."""
+        return self._predictor.prompts_structures
 
     def _run(
         self, model_boxes: NDArray[np.float32]

@@ -86,6 +86,13 @@ class Result:
         """(H, W) bool, the union of the masks."""
         return np.asarray(self.masks.any(axis=0))
 
+    def masks_by_structure(self) -> dict[str, NDArray[np.bool_]]:
+        """Return structure → (H, W) bool, the union of its masks; empty where none is named."""
+        named: dict[str, NDArray[np.bool_]] = {}
+        for structure, mask in zip(self.structures, self.masks, strict=False):
+            named[structure] = named[structure] | mask if structure in named else mask
+        return named
+
     def overlay(self) -> Image.Image:
         """Draw the masks and boxes over the image.
 

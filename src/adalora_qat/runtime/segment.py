@@ -245,7 +245,9 @@ class _Run:
         result = replace(result, options=self.options.of(job))
         if job.structures:
             result = replace(result, structures=job.structures)
-            save_masks(target.parent, target.name, result.masks, job.structures)
+        # One structure alone is the mask that is written anyway.
+        if job.structures or len(set(result.structures)) > 1:
+            save_masks(target.parent, target.name, result.masks, result.structures)
         result.save(
             target.parent,
             target.name,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adalora_qat.config import AugmentConfig
+from adalora_qat.samples.clutter import cluttered
 from adalora_qat.samples.opacity import opacified
 
 Unit = NDArray[np.float32]
@@ -22,7 +23,11 @@ Masks = NDArray[np.bool_]
 
 
 def augment(
-    unit: Unit, masks: Masks, config: AugmentConfig, rng: np.random.Generator
+    unit: Unit,
+    masks: Masks,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    opaque: NDArray[np.bool_] | None = None,
 ) -> tuple[Unit, Masks]:
     """Move image and masks as one, paint opacities, then change the tones of the image.
 
@@ -32,6 +37,7 @@ def augment(
     masks : (N, h, w) bool.
     config : ranges; every draw is made whatever they are, so that turning one kind off
         leaves the others as they were.
+    opaque : (N,), in which of the masks opacities may be painted; None for all.
 
     Returns
     -------
@@ -43,8 +49,10 @@ def augment(
     moved = moved_masks(masks, matrix)
     if moved.any(axis=(1, 2)).all():
         unit, masks = _moved(unit, matrix), moved
-    unit = opacified(unit, np.logical_or.reduce(masks), config.opacity, rng)
-    return _toned(unit, config, rng), masks
+    lungs = masks if opaque is None else masks[opaque]
+    unit = opacified(unit, np.logical_or.reduce(lungs), config.opacity, rng)
+    unit = _toned(unit, config, rng)
+    return cluttered(unit, masks, config, rng), masks
 
 
 def moved_masks(masks: Masks, matrix: NDArray[np.float64]) -> Masks:

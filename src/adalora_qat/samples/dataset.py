@@ -6,8 +6,8 @@ Every random number depends on (seed, epoch, id) only: not on workers, order or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,8 +22,14 @@ from adalora_qat.imaging.geometry import Frame, to_channels, unit_range
 from adalora_qat.samples.augment import augment
 from adalora_qat.samples.cache import PlaneCache
 from adalora_qat.samples.planes import Planes, decode
-from adalora_qat.samples.prompts import exact_box, jittered_box, training_box
+from adalora_qat.samples.prompts import (
+    exact_box,
+    jittered_box,
+    training_box,
+    whole_image_box,
+)
 from adalora_qat.samples.streams import stream
+from adalora_qat.samples.structures import SIDES, assemble, wanted
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Sample:
     masks : (N, S, S) float32, 0 or 1.
     valid : (h, w), the extent without padding.
     id : of the record.
+    structures : (N,) int64, which structure each mask is, −1 for whatever the box holds; None
+        where the model has no structures. Then also:
+    known : (N,) float32, 0 where the truth of a mask is unknown.
+    merged : 1 where the masks of both lungs hold their union, which alone is known.
     """
 
     image: Tensor
@@ -44,6 +54,9 @@ class Sample:
     masks: Tensor
     valid: tuple[int, int]
     id: str
+    structures: Tensor | None = None
+    known: Tensor | None = None
+    merged: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Batch:
     masks : (B, N, S, S) float32.
     valid : (B, 1, S, S) float32, 1 where the image is and 0 on the padding.
     ids : of the records, in order.
+    structures, known, merged : (B, N) int64, (B, N) and (B,) float32, or absent: see ``Sample``.
     """
 
     images: Tensor
@@ -64,6 +78,7 @@ class Batch:
     masks: Tensor
     valid: Tensor
     ids: list[str]
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +91,7 @@ class Batch:
             self.masks.pin_memory(),
             self.valid.pin_memory(),
             self.ids,
+            {name: tensor.pin_memory() for name, tensor in self.named.items()},
         )
 
 
@@ -109,8 +125,10 @@ class SegmentationDataset(Dataset[Sample]):
         train: bool = True,
         jitter_px: int = 0,
         cache: PlaneCache | None = None,
+        structures: Sequence[str] = (),
     ) -> None:
         self.records = list(records)
+        self.structures = tuple(structures)
         self.config = config
         self.frame = frame
         self.seed = seed
@@ -120,7 +138,10 @@ class SegmentationDataset(Dataset[Sample]):
         # Shared memory: workers that live through epochs see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-        _check_targets(self.records, self.targets)
+        if self.structures:
+            _check_structures(self.records, self.structures)
+        else:
+            _check_targets(self.records, self.targets)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -141,6 +162,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
+        if self.structures:
+            return self._structured(record)
         planes = self._planes(record)
         grey, masks = unit_range(planes.grey, self.frame), planes.masks
         epoch = self.epoch if self.train else 0
@@ -157,10 +180,53 @@ class SegmentationDataset(Dataset[Sample]):
             id=record.id,
         )
 
-    def _planes(self, record: Record) -> Planes:
+    def _structured(self, record: Record) -> Sample:
+        """Return a sample with a prompt for each structure, known or not."""
+        names = wanted(record, self.structures)
+        planes = self._planes(record, names)
+        truth = assemble(planes.masks, names, self.structures)
+        grey, masks = unit_range(planes.grey, self.frame), truth.masks
+        epoch = self.epoch if self.train else 0
+        if self.train and self.config.augment.enabled:
+            rng = stream("augment", self.seed, epoch, record.id)
+            there = masks.any(axis=(1, 2))
+            lungs = np.array([name in SIDES for name in self.structures])
+            grey, moved = augment(grey, masks[there], self.config.augment, rng, lungs[there])
+            masks = np.zeros_like(masks)
+            masks[there] = moved
+        rng = stream("prompt", self.seed, epoch, record.id)
+        prompts = [self._prompt(mask, rng) for mask in masks]
+        named = [number if says else -1 for number, (_, says) in enumerate(prompts)]
+        known = truth.known & masks.any(axis=(1, 2))
+        return Sample(
+            image=torch.from_numpy(to_channels(grey, self.frame)).expand(3, -1, -1),
+            boxes=torch.from_numpy(np.stack([box for box, _ in prompts])),
+            masks=torch.from_numpy(_padded(masks, self.frame.side)),
+            valid=planes.frame_map.valid_hw,
+            id=record.id,
+            structures=torch.tensor(named),
+            known=torch.from_numpy(known.astype(np.float32)),
+            merged=torch.tensor(float(truth.merged)),
+        )
+
+    def _prompt(
+        self, mask: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], bool]:
+        """Return a box, and whether the prompt says which structure it is for."""
+        valid_hw = (mask.shape[0], mask.shape[1])
+        whole = whole_image_box(valid_hw)
+        # Both draws are made for every mask, so that no structure's depend on another's.
+        free, unnamed = rng.random(2)
+        if not self.train or not mask.any() or free < self.config.prompt.whole_image:
+            return whole, True
+        box = jittered_box(mask, valid_hw, self.config.prompt.jitter_px, rng)
+        return box, unnamed >= self.config.prompt.unnamed
+
+    def _planes(self, record: Record, names: Sequence[str] | None = None) -> Planes:
+        targets = self.targets if names is None else names
         if self.cache is None:
-            return decode(record, self.frame.side, self.targets)
-        return self.cache.read(record, self.targets)
+            return decode(record, self.frame.side, targets)
+        return self.cache.read(record, targets)
 
     def _box(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
         valid_hw = (mask.shape[0], mask.shape[1])
@@ -179,6 +245,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         masks=_stacked([sample.masks for sample in samples]),
         valid=_valid_maps([sample.valid for sample in samples], samples[0].image.shape[-1]),
         ids=[sample.id for sample in samples],
+        named={
+            name: _stacked([getattr(sample, name) for sample in samples])
+            for name in ("structures", "known", "merged")
+            if samples[0].structures is not None
+        },
     )
 
 
@@ -212,6 +283,25 @@ def _check_targets(records: Sequence[Record], targets: Sequence[str]) -> None:
                 f"{len(without)} of {len(records)} records have no {target} mask (first: "
                 f"{', '.join(without[:3])}); choose another data.prompt.target or leave them out"
             )
+
+
+def _check_structures(records: Sequence[Record], structures: Sequence[str]) -> None:
+    for name in structures:
+        if not any(name in wanted(record, (name,)) or _splits(record, name) for record in records):
+            raise DataError(
+                f"none of {len(records)} records has a {name} mask; leave it out of "
+                "model.structures or give records that have one"
+            )
+    without = [record.id for record in records if not wanted(record, structures)]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(records)} records have no mask of {', '.join(structures)} "
+            f"(first: {', '.join(without[:3])}); leave them out"
+        )
+
+
+def _splits(record: Record, name: str) -> bool:
+    return name in SIDES and bool(wanted(record, (name,)))
 
 
 def _padded(masks: NDArray[np.bool_], side: int) -> NDArray[np.float32]:

@@ -107,6 +107,7 @@ class Feed:
             "masks": batch.masks,
             "valid": batch.valid,
             "weights": torch.tensor(micro.weights),
+            **batch.named,
         }
         if self.features is None:
             tensors["inputs"] = batch.images

@@ -6,6 +6,8 @@ inside the image and 0 in the padding of the model frame, which counts for nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,32 @@ def bce_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     pixels = valid.sum(dim=(1, 2, 3)) * logits.shape[1]
     return (loss * valid).sum(dim=(1, 2, 3)) / pixels
+
+
+def one_by_one(masks: Tensor) -> Tensor:
+    """Return masks (B, N, L, L) as samples of their own, (B·N, 1, L, L)."""
+    return masks.flatten(0, 1)[:, None]
+
+
+def over_known(
+    each: Callable[[Tensor, Tensor, Tensor], Tensor],
+    logits: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    known: Tensor,
+) -> Tensor:
+    """Average a loss or score over the masks whose truth is known, (B,).
+
+    Parameters
+    ----------
+    each : a function of logits, truth (M, 1, L, L) and valid (M, 1, L, L) that gives (M,).
+    logits, truth : (B, N, L, L).
+    valid : (B, 1, L, L).
+    known : (B, N), the weight of each mask, 0 where its truth is unknown.
+    """
+    size = logits.shape[:2]
+    values = each(one_by_one(logits), one_by_one(truth), one_by_one(valid.expand_as(logits)))
+    return (values.view(size) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
 
 def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor, smooth: float = 1.0) -> Tensor:

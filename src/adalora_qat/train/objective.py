@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.adapt.svd_linear import orthogonality_penalty
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.samples.structures import SIDES
 from adalora_qat.train.losses import (
     bce_loss,
     dice_loss,
     divergence,
     hard_dice,
     iou_loss,
+    one_by_one,
+    over_known,
     relative_error,
     summable,
 )
@@ -85,14 +88,25 @@ class Objective(nn.Module):
         ``tensors``: ``inputs`` (images, stem features or embeddings, by ``entry``), ``boxes``
         (B, N, 4), ``masks`` (B, N, S, S), ``valid`` (B, 1, S, S), ``weights`` (B,).
         """
-        embeddings, logits, predicted_iou = self.answer(tensors["inputs"], tensors["boxes"])
-        logits = summable(logits)
+        embeddings, logits, predicted_iou = self.answer(
+            tensors["inputs"], tensors["boxes"], tensors.get("structures")
+        )
+        logits, predicted_iou = summable(logits), summable(predicted_iou)
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
         weights = tensors["weights"]
-        bce = (weights * bce_loss(logits, truth, valid)).sum()
-        dice = (weights * dice_loss(logits, truth, valid)).sum()
-        # Also at weight 0: DDP wants a gradient, if a zero one, for every trainable parameter.
-        iou = (weights * iou_loss(summable(predicted_iou), logits, truth, valid)).sum()
+        if "known" in tensors:
+            each = known_losses(
+                logits, predicted_iou, truth, valid, tensors["known"], tensors["merged"],
+                self.segmenter.structures,
+            )  # fmt: skip
+        else:
+            each = (
+                bce_loss(logits, truth, valid),
+                dice_loss(logits, truth, valid),
+                iou_loss(predicted_iou, logits, truth, valid),
+            )
+        # The IoU's also at weight 0: DDP wants a gradient, if a zero one, for every parameter.
+        bce, dice, iou = ((weights * loss).sum() for loss in each)
         ortho = self._orthogonality(bce)
         total = bce + dice + self.weights.ortho * ortho + self.weights.iou * iou
         if self.teacher is None:
@@ -100,14 +114,18 @@ class Objective(nn.Module):
         distill = self._distillation(self.teacher, tensors, embeddings, logits, valid)
         return Losses(total + distill, bce, dice, ortho, iou, distill)
 
-    def logits(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, inputs: Tensor, boxes: Tensor, structures: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Segment from wherever ``inputs`` enter: logits (B, N, L, L), IoU (B, N)."""
-        return self.answer(inputs, boxes)[1:]
+        return self.answer(inputs, boxes, structures)[1:]
 
-    def answer(self, inputs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def answer(
+        self, inputs: Tensor, boxes: Tensor, structures: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return embeddings (B, D, E, E), logits and predicted IoU."""
         embeddings = self.embed(inputs)
-        return (embeddings, *self.segmenter.decode(embeddings, boxes))
+        return (embeddings, *self.segmenter.decode(embeddings, boxes, structures))
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the embeddings (B, D, E, E) of images, stem features, or of embeddings."""
@@ -119,8 +137,10 @@ class Objective(nn.Module):
 
     def dice(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the hard Dice of each sample, (B,)."""
-        logits, _ = self.logits(tensors["inputs"], tensors["boxes"])
+        logits, _ = self.logits(tensors["inputs"], tensors["boxes"], tensors.get("structures"))
         truth, valid = at_side(tensors["masks"], logits), at_side(tensors["valid"], logits)
+        if "known" in tensors:
+            return over_known(hard_dice, logits, truth, valid, tensors["known"])
         return hard_dice(logits, truth, valid)
 
     def _distillation(
@@ -133,7 +153,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         with torch.no_grad():
             known = teacher.encode(tensors["inputs"])
-            target, _ = teacher.decode(known, tensors["boxes"])
+            target, _ = teacher.decode(known, tensors["boxes"], tensors.get("structures"))
         loss = self.weights.distill * divergence(logits, summable(target), valid)
         loss = loss + self.weights.embeddings * relative_error(embeddings, known)
         return (tensors["weights"] * loss).sum()
@@ -144,6 +164,45 @@ class Objective(nn.Module):
             return torch.zeros_like(like)
         # Summed over the micro-batches of a step it counts once, as every sample does.
         return orthogonality_penalty(adapters) / self.accumulate
+
+
+def known_losses(
+    logits: Tensor,
+    predicted_iou: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    known: Tensor,
+    merged: Tensor,
+    structures: Sequence[str],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return BCE, Dice and IoU loss of each sample, (B,), over what is known of it.
+
+    Parameters
+    ----------
+    logits, truth : (B, N, L, L).
+    predicted_iou, known : (B, N).
+    valid : (B, 1, L, L).
+    merged : (B,), 1 where the truth of each lung is the union of both: then the larger of their
+        two logits at each pixel, that of the union, is held against it.
+    structures : the N names.
+    """
+    sides = [index for index, name in enumerate(structures) if name in SIDES]
+    parts = [over_known(loss, logits, truth, valid, known) for loss in (bce_loss, dice_loss)]
+    if len(sides) == len(SIDES):
+        union, whole = logits[:, sides].amax(dim=1, keepdim=True), truth[:, sides[:1]]
+        # As much as one mask weighs in a sample without any other that is known.
+        share = merged / (known.sum(dim=1) + merged).clamp(min=1)
+        parts = [
+            (1 - share) * part + share * loss(union, whole, valid)
+            for part, loss in zip(parts, (bce_loss, dice_loss), strict=True)
+        ]
+    iou = iou_loss(
+        predicted_iou.reshape(-1, 1),
+        one_by_one(logits),
+        one_by_one(truth),
+        one_by_one(valid.expand_as(logits)),
+    ).view_as(known)
+    return parts[0], parts[1], (iou * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
 
 def at_side(masks: Tensor, logits: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ def choose_trainable_stage1(segmenter: Segmenter, config: RunConfig) -> None:
             parameter.requires_grad_(name.rpartition(".")[2] in ADAPTER_TENSORS)
     if config.stage1.decoder == "full":
         segmenter.mask_decoder.requires_grad_(True)
+    if segmenter.structures:
+        segmenter.structure_prompts.requires_grad_(True)
     if not trainable(segmenter):
         raise TrainingError("nothing trains: stage1.encoder and stage1.decoder are both frozen")
 
@@ -72,7 +74,7 @@ def choose_trainable_stage2(segmenter: Segmenter, config: RunConfig) -> None:
 def parameter_groups(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups of stage 1: encoder and decoder, with decay and without."""
     decay = config.stage1.weight_decay
-    return [
+    groups = [
         group
         for module, lr in (
             (segmenter.image_encoder, config.stage1.lr_encoder),
@@ -80,6 +82,11 @@ def parameter_groups(segmenter: Segmenter, config: RunConfig) -> list[dict[str, 
         )
         for group in _decayed(trainable(module), lr, decay)
     ]
+    if segmenter.structures:
+        # They start at zero, not from pretrained weights: they have further to go.
+        prompts = list(segmenter.structure_prompts.parameters())
+        groups.append({"params": prompts, "lr": config.stage1.lr_structures, "weight_decay": 0.0})
+    return groups
 
 
 def parameter_groups_stage2(segmenter: Segmenter, config: RunConfig) -> list[dict[str, Any]]:

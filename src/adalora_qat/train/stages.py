@@ -38,6 +38,7 @@ from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare
 from adalora_qat.samples.cache import PlaneCache
 from adalora_qat.samples.dataset import SegmentationDataset
+from adalora_qat.samples.structures import wanted
 from adalora_qat.train.features import Features, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history
@@ -293,12 +294,8 @@ class Training:
         frame, records = segmenter.variant.frame, self.records[split]
         cache = PlaneCache(self.resources.cache or self.run.path / "cache", frame.side)
         with self.accelerator.main_process_first():
-            cache.build(
-                records,
-                self.config.data.prompt.targets,
-                self.resources.workers,
-                self.resources.progress,
-            )
+            for names, some in self._masks_to_read(records).items():
+                cache.build(some, names, self.resources.workers, self.resources.progress)
         return SegmentationDataset(
             records,
             self.config.data,
@@ -306,7 +303,18 @@ class Training:
             seed=self.config.seed,
             train=split == "train",
             cache=cache,
+            structures=self.config.model.structures,
         )
+
+    def _masks_to_read(self, records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
+        """Group records by the masks that are read of them: all targets, or what each has."""
+        structures = self.config.model.structures
+        if not structures:
+            return {self.config.data.prompt.targets: list(records)}
+        grouped: dict[tuple[str, ...], list[Record]] = {}
+        for record in records:
+            grouped.setdefault(wanted(record, structures), []).append(record)
+        return grouped
 
     def _features(self, objective: Objective, dataset: SegmentationDataset) -> Features | None:
         if objective.entry == "image":
@@ -345,7 +353,7 @@ class Training:
             micro = MicroBatch(chunk, (1.0,) * len(chunk))
             tensors, _ = feed.batch(micro, self.accelerator.device)
             with self.accelerator.autocast():
-                segmenter(tensors["inputs"], tensors["boxes"])
+                segmenter(tensors["inputs"], tensors["boxes"], tensors.get("structures"))
             if self.resources.progress is not None:
                 self.resources.progress(first + len(chunk), len(indices), "calibration")
 

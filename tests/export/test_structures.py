@@ -1,0 +1,74 @@
+"""Learned prompts in an exported file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from PIL import Image
+
+from adalora_qat.config import ExportConfig
+from adalora_qat.export.onnx import export_onnx, export_split, torch_model
+from adalora_qat.export.parity import ParityCase
+from adalora_qat.imaging.geometry import whole_box
+from adalora_qat.model.sam import Segmenter, random_segmenter
+from adalora_qat.runtime.model import load
+from adalora_qat.runtime.segment import segment_files
+
+NAMES = ("left_lung", "right_lung", "heart")
+SIDE = 64
+
+
+def segmenter() -> Segmenter:
+    made = random_segmenter("tiny-test", 0, structures=NAMES)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(made.structure_prompts.tokens)
+    return made
+
+
+def case() -> ParityCase:
+    image = np.random.default_rng(0).random((3, SIDE, SIDE), dtype=np.float32)
+    boxes = np.repeat(whole_box(SIDE, SIDE)[None].astype(np.float32), 4, axis=0)
+    return ParityCase("noise", image, boxes, (SIDE, SIDE), np.arange(-1, 3))
+
+
+def test_a_file_takes_the_structures_that_its_model_took(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", segmenter()
+    # The strict gate: each structure and none at all, in one run.
+    export_onnx(model, path, [case()], policy="none", sources={}, structures=NAMES, golden=case())
+    with np.load(tmp_path / "model.golden.npz") as golden:
+        assert golden["structures"].tolist() == [[-1, 0, 1, 2]]
+        logits = golden["logits"][0]
+    expected, _ = torch_model(model)(case().image, *case().prompt)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    # Structures are told apart: the same box, four masks.
+    assert min(np.abs(logits[i] - logits[j]).max() for i in range(4) for j in range(i)) > 0.01
+    inputs = {each.name for each in ort.InferenceSession(path).get_inputs()}
+    assert "structures" in inputs
+
+
+def test_without_a_box_each_structure_has_a_mask(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(segmenter(), path, [case()], policy="none", sources={}, structures=NAMES)
+    model = load(path)
+    image = np.random.default_rng(1).integers(0, 256, (50, 70), dtype=np.uint8)
+    result = model(image)
+    assert result.structures == NAMES and result.masks.shape == (3, 50, 70)
+    assert list(result.masks_by_structure()) == list(NAMES)
+    boxed = model(image, box=(5, 5, 60, 40))
+    assert boxed.masks.shape == (1, 50, 70) and boxed.structures == ()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    segment_files(tmp_path / "a.png", model, tmp_path / "out")
+    for name, mask in result.masks_by_structure().items():
+        written = np.asarray(Image.open(tmp_path / "out" / f"a_{name}_mask.png")) > 0
+        np.testing.assert_array_equal(written, mask)
+
+
+def test_halves_take_boxes_and_points_alone(tmp_path: Path) -> None:
+    files = tmp_path / "encoder.onnx", tmp_path / "decoder.onnx"
+    export_split(segmenter(), *files, [case()], policy="none", sources={}, gate=ExportConfig())
+    inputs = {each.name for each in ort.InferenceSession(files[1]).get_inputs()}
+    assert "structures" not in inputs
+    plain = replace(case(), structures=None)
+    assert len(plain.prompt) == 1
