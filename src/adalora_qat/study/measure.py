@@ -204,8 +204,14 @@ def forecast(
             once = part == "boxes" and m.model.kind != "onnx"
             case = float(m.cases["seconds"].median())
             seconds += 0.0 if math.isnan(case) else case * len(records) * (1 if once else steps)
-        parts.append(f"{len(todo)} models × {len(records)} cases × {steps} {what}")
+        many = (counted(len(todo), "model"), counted(len(records), "case"))
+        parts.append(f"{many[0]} × {many[1]} × {steps} {what}")
     return f"about {max(1, round(seconds / 60))} min: {' + '.join(parts)}" if parts else ""
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things: "1 case", "2 cases"."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def sweep_prompts(bench: Bench, models: Sequence[Model], count: int) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from adalora_qat.study.measure import (
     STUDY_FILE,
     Bench,
     Measured,
+    counted,
     forecast,
     latencies,
     machine_of,
@@ -249,7 +250,7 @@ def _runs(found: Sequence[Measured]) -> list[RunFolder]:
 def _lede(study: Study, given: Sequence[Model], bench: Bench) -> str:
     n = len(bench.records)
     sources = sorted({record.source for record in bench.records})
-    few = f" {_counted(n, 'case')} say little: read the intervals, not the means." * (n < FEW)
+    few = f" {counted(n, 'case')} say little: read the intervals, not the means." * (n < FEW)
     prompted = set(study.cases["box"])
     boxes = " with boxes from the true masks (oracle boxes)" if prompted == {"oracle"} else ""
     against = f" and compared with {study.baseline}" if len(study.models) > 1 else ""
@@ -258,14 +259,10 @@ def _lede(study: Study, given: Sequence[Model], bench: Bench) -> str:
         f" {', '.join(left)}: measured as exported, not as simulated in training." if left else ""
     )
     return (
-        f"{_counted(len(study.models), 'model')} on {_counted(n, 'image')} of "
+        f"{counted(len(study.models), 'model')} on {counted(n, 'image')} of "
         f"{', '.join(sources)}{boxes}, measured at the original image size{against}."
         f"{simulated}{few}"
     )
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _provenance(study: Study, found: Sequence[Measured], bench: Bench) -> dict[str, str]:
