@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,13 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, columns: int = 200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "adalora_qat.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": str(columns)},
     )
 
 
@@ -65,10 +66,23 @@ def test_compare_prints_tables_and_verdicts(home: Path) -> None:
     result = run("compare", home / "stage1", home / "stage2", "--baseline", "AdaLoRA")
     assert result.returncode == 0, result.stderr
     for title in ("Segmentation performance", "Parameter efficiency", "Component-wise ablation"):
-        assert f"**{title}**" in result.stdout
-    assert "| Full QAT | AdaLoRA, INT8 | full, INT8 |" in result.stdout
-    assert "*95.60*" in result.stdout  # the paper's, set apart
+        assert title in result.stdout
+    assert re.search(r"Full QAT +AdaLoRA, INT8 +full, INT8", result.stdout)
+    assert "paper" not in result.stdout
+    asked = run("compare", home / "stage1", home / "stage2", "--baseline", "AdaLoRA", "--paper")
+    assert "95.60" in asked.stdout
+    assert "Not shown" not in result.stdout
     assert "- DSC (lung), Full QAT against AdaLoRA: 6 cases, 0 dropped." in result.stdout
+
+
+def test_compare_fits_eighty_columns_and_says_what_it_leaves_out(home: Path) -> None:
+    names = (home / "stage1", f"a model with a very long name={home / 'stage2'}")
+    result = run("compare", *names, "--baseline", "AdaLoRA", columns=80)
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    told = " ".join(result.stdout.split())
+    assert "Not shown at 80 columns: NSD" in told
+    assert "--out FOLDER writes every table whole" in told
 
 
 def test_compare_writes_every_face_and_answers_programs(home: Path, tmp_path: Path) -> None:
@@ -97,11 +111,12 @@ def test_compare_refuses_in_one_line_and_writes_nothing(home: Path, tmp_path: Pa
 
 def test_report_makes_the_page_and_its_folder_compares(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    few = ("--robustness-cases", 0, "--jitter-cases", 0, "--speed-cases", 0, "--cases", 4)
+    few = ("--cases", 4, "--title", "Phantoms & co")
     result = run("report", home / "run", "--data", home / "data", "--out", out, *few, "--cpu")
     assert result.returncode == 0, result.stderr
     assert "report.html" in result.stdout
     html = out.read_text("utf-8")
+    assert "<h1>Phantoms &amp; co</h1>" in html
     assert 'id="fig-3-weight-error"' in html
     assert 'id="box-jitter"' not in html
     again = run("compare", tmp_path / "report_files", "--baseline", "AdaLoRA", "--json")

@@ -80,11 +80,13 @@ def test_exact_weights_and_single_weights_have_no_shape() -> None:
 
 
 def test_table_sets_the_papers_figures_apart() -> None:
-    table = weight_error_table(weight_error_statistics([layer("a", 0.01)]))
+    table = weight_error_table(weight_error_statistics([layer("a", 0.01)]), paper=True)
     assert {c for c in latex(table) if ord(c) > 0x7F} <= set("’“”")
     faint = [i for i, column in enumerate(table.columns) if column.faint]
     assert [table.rows[0][i] for i in faint] == ["2.7e-05", "7.8e-03"]
     assert [table.rows[1][i] for i in faint] == [None, None]
+    ours = weight_error_table(weight_error_statistics([layer("a", 0.01)]))
+    assert [c.name for c in ours.columns] == [c.name for c in table.columns if not c.faint]
 
 
 def test_figure_has_four_panels_with_their_numbers() -> None:
@@ -109,7 +111,7 @@ def test_wrong_shapes_are_told() -> None:
 
 def test_layers_stand_in_order_beside_the_whole_and_the_paper() -> None:
     table = weight_error_statistics([layer("a", 0.01), layer("b", 0.04, seed=1)])
-    mean, sd, r = weight_error_by_layer(table).axes
+    mean, sd, r = weight_error_by_layer(table, paper=True).axes
     dots = next(line for line in sd.lines if line.get_marker() == "o")
     assert list(dots.get_xdata()) == [1, 2]
     assert list(dots.get_ydata()) == pytest.approx(
@@ -120,6 +122,8 @@ def test_layers_stand_in_order_beside_the_whole_and_the_paper() -> None:
     }
     assert "paper, whole model: 7.8e-03" in {t.get_text() for t in sd.get_legend().get_texts()}
     assert r.get_yscale() == "log"
+    for axes in weight_error_by_layer(table).axes:
+        assert not any("paper" in text.get_text() for text in axes.get_legend().get_texts())
 
 
 def test_a_step_a_weight_counts_like_a_step_a_layer() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def study() -> Study:
         "Full QAT": cases(DECODER + wobble),
         "zero-shot": cases(DECODER - 0.05),
     }
-    return compare_models(tables, "decoder only", facts, resamples=200)
+    return compare_models(tables, "decoder only", facts, paper=True, resamples=200)
 
 
 def column(table: Table, name: str) -> list[object]:
@@ -169,3 +170,20 @@ def test_how_latencies_were_taken_stands_in_the_caption() -> None:
     two = {"a": cases(DECODER), "b": cases(DECODER)}
     found = compare_models(two, "a", resamples=50, latency_note="On one machine, in turn.")
     assert "On one machine, in turn." in found.tables[2].caption
+
+
+def test_the_papers_columns_stand_only_where_they_were_asked_for(study: Study) -> None:
+    ours = replace(study, paper=False)
+    for table, quoting in zip(ours.tables, study.tables, strict=True):
+        names = [c.name for c in table.columns]
+        assert names == [c.name for c in quoting.columns if not c.faint]
+        assert all(len(row) == len(names) for row in table.rows)
+        assert "paper" not in table.caption
+    assert all("paper" in study.tables[i].caption for i in (0, 2, 3))
+
+
+def test_latency_is_spoken_of_only_where_it_was_measured() -> None:
+    two = {"a": cases(DECODER), "b": cases(DECODER)}
+    assert "atenc" not in compare_models(two, "a", resamples=50).tables[2].caption
+    timed = compare_models(two, "a", {"a": ModelFacts(latency_ms=3.0)}, resamples=50)
+    assert "Latencies compare only within one run" in timed.tables[2].caption

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.errors import DataError
 from adalora_qat.study import measure as measure_module
 from adalora_qat.study.entries import entries_of
-from adalora_qat.study.measure import Bench, some
+from adalora_qat.study.measure import Bench, Measured, forecast, some
 from adalora_qat.study.models import Model, models_of
+from adalora_qat.study.study import ModelFacts
 from adalora_qat.study.study_page import Scope, choose_baseline, report_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SMALL = Scope(jitter_cases=2, robustness_cases=2, speed_cases=0, gallery_cases=4)
+SMALL = Scope(
+    full=True, jitter_cases=2, robustness_cases=2, speed_cases=0, gallery_cases=4, paper=True
+)
 
 
 class Silent:
@@ -75,7 +79,7 @@ def test_tables_stand_beside_the_page_too(page: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [1280, 390, 360])
 def test_the_page_opens_in_a_browser_at_any_width(page: Path, width: int) -> None:
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH")
@@ -136,14 +140,65 @@ def test_what_was_measured_is_not_measured_again(
     assert again.is_file()
 
 
+def test_by_default_each_case_is_predicted_once_and_the_file_stands_for_its_simulation(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_model = Model.open
+
+    def counted(model: Model, *, cpu: bool = True) -> Any:
+        opened.append(model.name)
+        return open_model(model, cpu=cpu)
+
+    monkeypatch.setattr(Model, "open", counted)
+    models = models_of([str(trained.run)])
+    out, chosen = tmp_path / "report.html", bench(trained, tmp_path / "files")
+    study = report_study(models, chosen, out, None, Scope())
+    measured = [m.name for m in models if m.name != "Full QAT"]
+    assert study.models == opened == measured
+    html = out.read_text("utf-8")
+    for slug in (
+        "table-1-segmentation", "table-1-differences", "table-2-efficiency", "table-3-ablation",
+        "fig-3-weight-error", "weight-error", "curves-run", "ranks-run", "front", "per-case",
+        "cases", "provenance",
+    ):  # fmt: skip
+        assert html.count(f'id="{slug}"') == 1, slug
+    for slug in ("fig-2-ssim", "fig-3-layer-0", "box-jitter", "degradations", "worst-cases"):
+        assert f'id="{slug}"' not in html, slug
+    assert "Full QAT: measured as exported" in html
+    # What the page does not measure or was not asked to quote, it does not speak of.
+    for words in ("atency compare", "the paper", ", paper", "CPU latency:", "min: "):
+        assert words not in html, words
+    opened.clear()
+    report_study(models, chosen, tmp_path / "again.html", None, Scope())
+    assert opened == []  # kept from before: no model is loaded
+
+
+def test_the_forecast_is_of_the_seconds_that_were_measured(trained: Any, tmp_path: Path) -> None:
+    chosen = bench(trained, tmp_path)
+    float_model, _, onnx = models_of([str(trained.run)])[-3:]
+    assert (float_model.kind, onnx.kind) == ("ptq", "onnx")
+    cases = pd.DataFrame({"seconds": [60.0, 60.0, 90.0]})
+    found = [Measured(m, cases, ModelFacts(), tmp_path) for m in (float_model, onnx)]
+    # One minute a case: 2 × 2 × 30 images; boxes: each image once, and six times for the file.
+    assert forecast(chosen, found, 2, 2) == (
+        "about 134 min: 2 models × 2 cases × 30 alterations + 2 models × 2 cases × 6 boxes"
+    )
+    assert forecast(chosen, found[:1], 0, 1) == "about 30 min: 1 model × 1 case × 30 alterations"
+    assert forecast(chosen, found, 0, 0) == ""
+
+
 def test_a_single_model_has_a_page_without_differences(trained: Any, tmp_path: Path) -> None:
     only = models_of([str(trained.run / "int8.onnx")])
-    none = Scope(jitter_cases=0, robustness_cases=0, speed_cases=2, gallery_cases=0)
+    none = Scope(speed_cases=2, gallery_cases=0, title="My lungs")
     out = tmp_path / "one.html"
     study = report_study(only, bench(trained, tmp_path / "one_files"), out, None, none)
     html = out.read_text("utf-8")
     assert 'id="table-1-segmentation"' in html
+    assert "<h1>My lungs</h1>" in html
+    assert "<title>My lungs</title>" in html
     assert 'id="differences"' not in html
+    assert "compared with" not in html
     assert 'id="box-jitter"' not in html
     assert 'id="fig-2-ssim"' not in html  # one model has nothing to be held against
     assert (study.facts[only[0].name].latency_ms or 0) > 0
@@ -159,6 +214,9 @@ def test_nothing_is_written_for_what_cannot_be_done(trained: Any, tmp_path: Path
         report_study(models, Bench((), "lung", out, Silent()), out, None, SMALL)
     with pytest.raises(DataError, match="must be 0"):
         Scope(jitter_cases=-1)
+    assert (Scope().sweeps, Scope().timed_images) == ((0, 0), 0)
+    assert (Scope(full=True).sweeps, Scope(full=True).timed_images) == ((24, 8), 5)
+    assert Scope(full=True, jitter_cases=0).sweeps == (0, 8)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """A study on a page, and a run folder's artefacts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adalora_qat.report.page import Case, Figure, Gallery, Section, Table, rende
 from adalora_qat.study.study import ModelFacts, Study, compare_models
 from adalora_qat.study.study_report import (
     case_figures,
+    curves_note,
     results_table,
     run_content,
     run_headline,
@@ -48,9 +50,12 @@ def test_page_has_every_table_once_and_the_pooled_verdicts(study: Study) -> None
     verdicts = [block for block in content.sections[1].blocks if isinstance(block, str)]
     assert len(verdicts) == 1  # pooled; the two data sets stand in the table
     assert verdicts[0].startswith("DSC (lung), int8 against base: 12 cases")
-    assert content.facts[0].value == "−0.0300"
-    assert content.facts[0].note == "worse against base, n = 12"
+    base, int8 = content.facts
+    assert (base.value, base.beside, base.note) == ("0.9275", "", "the baseline, n = 12")
+    assert (int8.label, int8.value, int8.beside) == ("DSC, int8", "0.8975", "Δ −0.0300")
+    assert int8.note == "worse against base, n = 12"
     page = render(content)
+    assert "0.8975 <small>Δ −0.0300</small>" in page
     for slug in ("table-1-segmentation", "table-2-efficiency", "table-3-ablation", "front"):
         assert page.count(f'id="{slug}"') == 1
 
@@ -66,6 +71,28 @@ def test_models_without_a_size_have_no_front() -> None:
     plain = compare_models({"a": cases(0), "b": cases(0)}, "a", metrics=("dsc",), resamples=50)
     blocks = study_content("S", "s", plain).sections[2].blocks
     assert not any(isinstance(block, Figure) for block in blocks)
+
+
+def test_the_front_speaks_of_latency_only_where_it_was_measured(study: Study) -> None:
+    def front(given: Study) -> Figure:
+        return next(
+            block
+            for section in study_content("S", "s", given).sections
+            for block in section.blocks
+            if isinstance(block, Figure) and block.slug == "front"
+        )
+
+    timed = replace(study, facts={**study.facts, "int8": ModelFacts(bytes=9, latency_ms=2.0)})
+    assert "atency" not in front(study).title + front(study).alt
+    assert "latency" in front(timed).title
+    assert "latency" in front(timed).alt
+
+
+def test_curves_speak_of_integers_only_where_they_were_trained() -> None:
+    one = pd.DataFrame({"stage": ["Stage 1"]})
+    both = pd.DataFrame({"stage": ["Stage 1", "Stage 2"]})
+    assert "INT8" not in curves_note(one)
+    assert "INT8" in curves_note(both)
 
 
 def test_further_sections_stand_before_the_galleries(study: Study) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adalora_qat.study.study import Study
 
 Baseline = Annotated[str, typer.Option(help="The model that all others are compared with.")]
+Paper = Annotated[bool, typer.Option("--paper", help="Quote the paper's figures beside ours.")]
 Margin = Annotated[
     float | None, typer.Option(help="Margin of equivalence in DSC; 0.005 by default.")
 ]
@@ -135,9 +136,10 @@ def compare(
             help="Show the evaluations' own times as latency; report times better.",
         ),
     ] = False,
+    paper: Paper = False,
     as_json: Json = False,
 ) -> None:
-    """Compare models case by case: the paper's Tables 1 to 3, tests, and verdicts in words."""
+    """Compare models case by case: tables that fit the terminal, and verdicts in words."""
     from adalora_qat.study.entries import study_of
     from adalora_qat.study.study import write_study
 
@@ -150,6 +152,7 @@ def compare(
         margin,
         drop_missing=drop_missing,
         predict_times=predict_times,
+        paper=paper,
     )
     written = write_study(study, out) if out is not None else []
     if as_json:
@@ -179,15 +182,28 @@ def report(
     cases: Annotated[
         int | None, typer.Option(min=1, help="Measure only so many cases, spread over sources.")
     ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Also sweeps over boxes and degradations, CPU latency, SSIM maps, worst cases and "
+            "simulated models: many minutes.",
+        ),
+    ] = False,
+    paper: Paper = False,
     jitter_cases: Annotated[
-        int, typer.Option(min=0, help="Cases of the sweep over boxes; 0 leaves it out.")
-    ] = 24,
+        int | None,
+        typer.Option(min=0, help="Cases of the sweep over boxes; 24 with --full, else 0."),
+    ] = None,
     robustness_cases: Annotated[
-        int, typer.Option(min=0, help="Cases of the sweep over degradations; 0 leaves it out.")
-    ] = 8,
+        int | None,
+        typer.Option(min=0, help="Cases of the sweep over degradations; 8 with --full, else 0."),
+    ] = None,
     speed_cases: Annotated[
-        int, typer.Option(min=0, help="Images that latency is timed on; 0 leaves it out.")
-    ] = 5,
+        int | None,
+        typer.Option(min=0, help="Images that latency is timed on; 5 with --full, else 0."),
+    ] = None,
     gallery_cases: Annotated[
         int, typer.Option(min=0, help="Cases to look through; 0 leaves them out.")
     ] = 100,
@@ -202,7 +218,7 @@ def report(
     jobs: Jobs = 2,
     as_json: Json = False,
 ) -> None:
-    """Measure and compare models, and write one page with the paper's tables and figures.
+    """Measure and compare models, and write one page with tables, figures and cases.
 
     Stopped, it goes on where it was: results are kept in OUT_files, named after what they measure.
     """
@@ -213,7 +229,10 @@ def report(
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"--out {out} must be a page, as in report.html")
-    scope = Scope(jitter_cases, robustness_cases, speed_cases, gallery_cases, weight_error, margin)
+    scope = Scope(
+        full, jitter_cases, robustness_cases, speed_cases, gallery_cases, weight_error, margin,
+        title, paper,
+    )  # fmt: skip
     records = records_of(read_manifest(data), split, target)
     records = records if cases is None else some(records, cases)
     chosen = models_of(models, zero_shot=zero_shot)
@@ -249,12 +268,24 @@ def _values(study: Study) -> dict[str, Any]:
 
 
 def _print_study(study: Study) -> None:
-    from adalora_qat.report.tables import markdown
+    from adalora_qat.report.terminal import fitted
 
     segmentation, _, efficiency, ablation = study.tables
+    left = []
     for table in (segmentation, efficiency, ablation):
-        out_console.print(markdown(table), markup=False, highlight=False, soft_wrap=True)
+        shown, without = fitted(table, out_console.width)
+        out_console.print(shown)
+        out_console.print(table.caption, markup=False, highlight=False)
+        out_console.print()
+        left += without
     _print_verdicts(study)
+    if left:
+        out_console.print(
+            f"Not shown at {out_console.width} columns: {', '.join(left)}. --out FOLDER writes "
+            "every table whole.",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _print_verdicts(study: Study) -> None:
@@ -264,6 +295,6 @@ def _print_verdicts(study: Study) -> None:
     said = zip(study.comparisons, study.verdicts, strict=True)
     for comparison, words in said:
         if comparison.by == POOLED and comparison.metric == "dsc":
-            out_console.print(f"- {words}", markup=False, highlight=False, soft_wrap=True)
+            out_console.print(f"- {words}", markup=False, highlight=False)
     if any(comparison.cautions for comparison in study.comparisons):
         err_console.print("[bold]Some models do not compare on equal terms: see the cautions.[/]")

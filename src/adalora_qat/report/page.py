@@ -52,11 +52,15 @@ from adalora_qat.report.tables import (
 
 @dataclass(frozen=True)
 class Fact:
-    """One headline figure: what it is, its value, and what it is measured against."""
+    """One headline figure: what it is, its value, and what it is measured against.
+
+    ``beside`` stands next to the value, smaller: its difference to something.
+    """
 
     label: str
     value: str
     note: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)

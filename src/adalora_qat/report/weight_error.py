@@ -95,33 +95,35 @@ def weight_error_statistics(layers: Sequence[LayerWeights], seed: int = 0) -> pd
     return pd.DataFrame(rows)
 
 
-def weight_error_table(statistics: pd.DataFrame) -> Table:
-    """Return the statistics with the paper's μ and σ beside the whole model's."""
+def weight_error_table(statistics: pd.DataFrame, *, paper: bool = False) -> Table:
+    """Return the statistics; ``paper`` sets its μ and σ beside the whole model's."""
     rows: list[tuple[Value, ...]] = []
     for row in statistics.to_dict("records"):
         whole = row["layer"] == WHOLE
-        rows.append(
-            (
-                row["layer"], int(row["n"]), f"{row['mean']:.2e}", f"{row['sd']:.2e}",
-                f"{row['expected_sd']:.2e}", row["correlation"], row["excess_kurtosis"],
-                row["shapiro_w"], row["ks_uniform"],
-                f"{WEIGHT_ERROR_MEAN:.1e}" if whole else None,
-                f"{WEIGHT_ERROR_SD:.1e}" if whole else None,
-            )
-        )  # fmt: skip
-    columns = (
+        cells: list[Value] = [
+            row["layer"], int(row["n"]), f"{row['mean']:.2e}", f"{row['sd']:.2e}",
+            f"{row['expected_sd']:.2e}", row["correlation"], row["excess_kurtosis"],
+            row["shapiro_w"], row["ks_uniform"],
+        ]  # fmt: skip
+        if paper:
+            theirs = (WEIGHT_ERROR_MEAN, WEIGHT_ERROR_SD)
+            cells += [f"{value:.1e}" if whole else None for value in theirs]
+        rows.append(tuple(cells))
+    columns = [
         Column("Layer"), Column("Weights"), Column("μ"), Column("σ"), Column("s/√12"),
         Column("r", 5), Column("Excess kurtosis", 2), Column("Shapiro W", 4),
-        Column("KS to uniform", 3), Column("μ, paper", faint=True), Column("σ, paper", faint=True),
-    )  # fmt: skip
+        Column("KS to uniform", 3),
+    ]  # fmt: skip
+    if paper:
+        columns += [Column("μ, paper", faint=True), Column("σ, paper", faint=True)]
     caption = (
         "Error = INT8 − FP32 weight. Rounding alone gives σ = s/√12, excess kurtosis −1.2 and "
         "KS 0 in every layer; a normal distribution gives kurtosis 0 and W = 1. σ follows the "
         "weights' scale, so it compares across models of one architecture only. Shapiro’s W on "
         f"{SAMPLE:,} weights drawn at random."
     )
-    return Table("weight-error", "Quantization error of the weights", caption, columns,
-                 tuple(rows), frozenset({0}))  # fmt: skip
+    return Table("weight-error", "Quantization error of the weights", caption,
+                 tuple(columns), tuple(rows), frozenset({0}))  # fmt: skip
 
 
 def weight_error_figure(layers: Sequence[LayerWeights], seed: int = 0) -> Figure:
@@ -140,12 +142,13 @@ def weight_error_figure(layers: Sequence[LayerWeights], seed: int = 0) -> Figure
     return figure
 
 
-def weight_error_by_layer(statistics: pd.DataFrame) -> Figure:
+def weight_error_by_layer(statistics: pd.DataFrame, *, paper: bool = False) -> Figure:
     """Draw μ, σ (beside s/√12) and r of each layer in the model's order, and of the whole model.
 
     Parameters
     ----------
     statistics : as from ``weight_error_statistics``.
+    paper : also draw the paper's μ and σ.
     """
     whole = statistics[statistics["layer"] == WHOLE].iloc[0]
     layers = statistics[statistics["layer"] != WHOLE].reset_index(drop=True)
@@ -156,15 +159,15 @@ def weight_error_by_layer(statistics: pd.DataFrame) -> Figure:
         mean.plot(place, layers["mean"], "o", color=BLUE, markersize=3)
         mean.axhline(whole["mean"], color=VERMILION, linewidth=1.1, linestyle="--",
                      label=f"whole model: {whole['mean']:.1e}")  # fmt: skip
-        mean.axhline(WEIGHT_ERROR_MEAN, color=FAINT, linewidth=1.0, linestyle=":",
-                     label=f"paper, whole model: {WEIGHT_ERROR_MEAN:.1e}")  # fmt: skip
         mean.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         sd.plot(place, layers["expected_sd"], color=ORANGE, linestyle=":", label="s/√12")
         sd.plot(place, layers["sd"], "o", color=BLUE, markersize=3)
         sd.axhline(whole["sd"], color=VERMILION, linewidth=1.1, linestyle="--",
                    label=f"whole model: {whole['sd']:.1e}")  # fmt: skip
-        sd.axhline(WEIGHT_ERROR_SD, color=FAINT, linewidth=1.0, linestyle=":",
-                   label=f"paper, whole model: {WEIGHT_ERROR_SD:.1e}")  # fmt: skip
+        for axes, value in ((mean, WEIGHT_ERROR_MEAN), (sd, WEIGHT_ERROR_SD)):
+            if paper:
+                axes.axhline(value, color=FAINT, linewidth=1.0, linestyle=":",
+                             label=f"paper, whole model: {value:.1e}")  # fmt: skip
         sd.set_yscale("log")
         r.plot(place, 1 - layers["correlation"], "o", color=BLUE, markersize=3)
         r.axhline(1 - whole["correlation"], color=VERMILION, linewidth=1.1, linestyle="--",

@@ -49,6 +49,7 @@ def study_of(
     *,
     drop_missing: bool = False,
     predict_times: bool = False,
+    paper: bool = False,
 ) -> Study:
     """Read what the arguments name and compare everything with the baseline.
 
@@ -61,6 +62,7 @@ def study_of(
     margin : of equivalence in DSC.
     drop_missing : drop and count cases that one model lacks, instead of refusing.
     predict_times : show the evaluations' own times as latency.
+    paper : quote the paper's figures in columns of their own.
 
     Raises
     ------
@@ -76,7 +78,9 @@ def study_of(
     facts, note = _with_latency(entries, predict_times=predict_times)
     margins = None if margin is None else {"dsc": margin}
     missing = "drop" if drop_missing else "error"
-    return compare_models(cases, chosen, facts, margins=margins, latency_note=note, missing=missing)
+    return compare_models(
+        cases, chosen, facts, margins=margins, latency_note=note, paper=paper, missing=missing
+    )
 
 
 def entries_of(argument: str) -> list[Entry]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def measure(bench: Bench, models: Sequence[Model]) -> list[Measured]:
     for number, model in enumerate(models, start=1):
         bench.watch.phase(f"{model.name} ({number} of {len(models)})")
         folder = bench.place("cases", model, bench.records)
+        if (ready := _measured_before(bench, model, folder)) is not None:
+            found.append(ready)
+            continue
         found.append(
             evaluate_model(
                 model,
@@ -109,6 +113,18 @@ def measure(bench: Bench, models: Sequence[Model]) -> list[Measured]:
             )
         )
     return found
+
+
+def _measured_before(bench: Bench, model: Model, folder: Path) -> Measured | None:
+    """Return a finished evaluation without loading its model: the folder's name vouches for it."""
+    known, told = read_facts(folder), folder / "cases.json"
+    if known is None or not told.is_file():
+        return None
+    made = _read(told).get("identity", {})
+    if made.get("format") != TABLE_FORMAT or not made.get("masks_saved"):
+        return None
+    bench.watch.progress(len(bench.records), len(bench.records), "kept from before")
+    return Measured(model, read_cases(folder), known[1], folder)
 
 
 def evaluate_model(
@@ -163,6 +179,41 @@ def machine_of(model: Model, *, cpu: bool) -> dict[str, Any]:
     return {**machine, "device": "cuda" if cuda else "cpu"}
 
 
+def forecast(
+    bench: Bench, found: Sequence[Measured], jitter_cases: int, robustness_cases: int
+) -> str:
+    """Say how long the sweeps will take, from the seconds a case that were just measured.
+
+    Sweeps that are kept from before are not counted; "" if nothing is left to do.
+    """
+    seconds, parts = 0.0, []
+    for count, part, settings, what in (
+        (robustness_cases, "degraded", _degradations(), "alterations"),
+        (jitter_cases, "boxes", JITTERS_PX, "boxes"),
+    ):
+        records = some(bench.records, count) if count else []
+        todo = [
+            m for m in found
+            if records and not _sweep_file(bench, part, m.model, records, settings).is_file()
+        ]  # fmt: skip
+        if not todo:
+            continue
+        steps = len(settings) + 1
+        for m in todo:
+            # A PyTorch model encodes an image once for all of its boxes.
+            once = part == "boxes" and m.model.kind != "onnx"
+            case = float(m.cases["seconds"].median())
+            seconds += 0.0 if math.isnan(case) else case * len(records) * (1 if once else steps)
+        many = (counted(len(todo), "model"), counted(len(records), "case"))
+        parts.append(f"{many[0]} × {many[1]} × {steps} {what}")
+    return f"about {max(1, round(seconds / 60))} min: {' + '.join(parts)}" if parts else ""
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things: "1 case", "2 cases"."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def sweep_prompts(bench: Bench, models: Sequence[Model], count: int) -> pd.DataFrame:
     """Evaluate models with jittered boxes and without any, on ``count`` cases."""
     return _sweep(bench, models, count, "boxes", evaluate_prompts, JITTERS_PX)
@@ -170,9 +221,19 @@ def sweep_prompts(bench: Bench, models: Sequence[Model], count: int) -> pd.DataF
 
 def sweep_degradations(bench: Bench, models: Sequence[Model], count: int) -> pd.DataFrame:
     """Evaluate models on degraded images, on ``count`` cases."""
-    # Every strength of every kind, beside the image as read.
-    settings = [alteration.name for alteration in alterations()]
-    return _sweep(bench, models, count, "degraded", evaluate_degradations, settings)
+    return _sweep(bench, models, count, "degraded", evaluate_degradations, _degradations())
+
+
+def _degradations() -> list[str]:
+    """Return every strength of every kind; the image as read is measured beside them."""
+    return [alteration.name for alteration in alterations()]
+
+
+def _sweep_file(
+    bench: Bench, part: str, model: Model, records: Sequence[Record], settings: Sequence[object]
+) -> Path:
+    tag = hashlib.sha256(repr((TABLE_FORMAT, list(settings))).encode()).hexdigest()[:10]
+    return bench.place(part, model, records) / f"sweep-{tag}.csv"
 
 
 def some(records: Sequence[Record], count: int) -> list[Record]:
@@ -219,12 +280,11 @@ def _sweep(
     settings: Sequence[object],
 ) -> pd.DataFrame:
     records = some(bench.records, count)
-    tag = hashlib.sha256(repr((TABLE_FORMAT, list(settings))).encode()).hexdigest()[:10]
     tables = []
     for model in models:
-        out = bench.place(part, model, records)
         # Written last: a finished sweep needs neither its model nor its parts again.
-        whole = out / f"sweep-{tag}.csv"
+        whole = _sweep_file(bench, part, model, records, settings)
+        out = whole.parent
         if not whole.is_file():
             bench.watch.phase(f"{model.name}: {part}, {len(records)} cases")
             predictor, segmenter = model.open(cpu=bench.cpu)

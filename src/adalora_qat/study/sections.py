@@ -25,6 +25,7 @@ from adalora_qat.report.page import (
     drawn,
     reduced,
 )
+from adalora_qat.report.paper import WEIGHT_ERROR_MEAN, WEIGHT_ERROR_SD
 from adalora_qat.report.robustness_figures import degradation_figure, jitter_figure, sweep_table
 from adalora_qat.report.ssim import SsimCase, ssim_figure
 from adalora_qat.report.tables import Column, Table, Value
@@ -43,7 +44,8 @@ from adalora_qat.study.history import (
     training_history,
 )
 from adalora_qat.study.measure import Bench, Measured, some
-from adalora_qat.study.models import stage_name
+from adalora_qat.study.models import Model, stage_name
+from adalora_qat.study.study_report import curves_note
 from adalora_qat.study.weights import layer_weights, telling_layers
 
 SSIM_SIDE: Final = 1024
@@ -141,7 +143,7 @@ def similarity_section(bench: Bench, roles: Roles) -> Section:
         return Section("ssim", "SSIM maps", ())
     figure = drawn(
         "fig-2-ssim",
-        "Local similarity to the truth (the paper’s Fig. 2)",
+        "Local similarity to the truth",
         "blue and vermilion in the last column: tissue that the quantized model gains or loses "
         f"against {names[0]}; pale means that quantization moved nothing there.",
         f"For {len(rows)} cases: the image, its truth, SSIM maps of {names[0]} and {names[1]}, "
@@ -167,19 +169,31 @@ def telling_cases(records: Sequence[Record], base: Measured, other: Measured) ->
     return [by_id[name] for name in chosen]
 
 
-def weight_section(found: Measured) -> Section:
-    """Draw the paper's Fig. 3 for one quantized stage: whole model and by layer."""
-    layers, stride = layer_weights(found.model.segmenter())
+def weight_section(model: Model, *, each: bool = False, paper: bool = False) -> Section:
+    """Draw the paper's Fig. 3 for one quantized stage: whole model and by layer.
+
+    Parameters
+    ----------
+    each : also draw the layers of the lowest, the middle and the highest correlation.
+    paper : quote the paper's figures.
+    """
+    layers, stride = layer_weights(model.segmenter())
     statistics = weight_error_statistics(layers)
     whole = statistics[statistics["layer"] == WHOLE].iloc[0]
     told = f"μ = {whole['mean']:.1e}, σ = {whole['sd']:.1e}, r = {whole['correlation']:.5f}"
     part = "" if stride == 1 else f" Every {stride}th weight of each layer."
+    theirs, figure = "", ""
+    if paper:
+        figure = " (the paper’s Fig. 3)"
+        theirs = (
+            f" The paper gives μ = {WEIGHT_ERROR_MEAN:.1e} and σ = {WEIGHT_ERROR_SD:.1e} for SAM "
+            "ViT-B."
+        )
     blocks: list[Block] = [
-        f"{found.model.name}: {told} over {int(whole['n']):,} weights; the paper gives "
-        f"μ = 2.7e-05 and σ = 7.8e-03 for SAM ViT-B.{part}",
+        f"{model.name}: {told} over {int(whole['n']):,} weights.{part}{theirs}",
         drawn(
             "fig-3-weight-error",
-            "Error of the weights, whole model (the paper’s Fig. 3)",
+            f"Error of the weights, whole model{figure}",
             "where the histogram leaves the dashed normal for the mixture of uniforms, and the "
             "ends of the Q–Q plot: rounding errors are bounded, normal ones are not.",
             f"Histogram, FP32 against INT8, error by magnitude and Q–Q plot of all layers: {told}.",
@@ -191,11 +205,11 @@ def weight_section(found: Measured) -> Section:
             "dots off the dotted line s/√12, whose errors are not rounding alone, and layers "
             "far above the others in 1 − r, which lose most.",
             f"Mean, standard deviation and 1 − correlation of {len(layers)} layers, in order.",
-            weight_error_by_layer(statistics),
+            weight_error_by_layer(statistics, paper=paper),
         ),
     ]
     by_layer = statistics[statistics["layer"] != WHOLE]["correlation"].tolist()
-    for number, layer in enumerate(telling_layers(layers, by_layer)):
+    for number, layer in enumerate(telling_layers(layers, by_layer) if each else ()):
         rank = ("lowest", "middle", "highest")[number]
         blocks.append(
             drawn(
@@ -207,7 +221,9 @@ def weight_section(found: Measured) -> Section:
                 weight_error_figure([layer]),
             )
         )
-    return Section("weights", "Quantization error", (*blocks, weight_error_table(statistics)))
+    return Section(
+        "weights", "Quantization error", (*blocks, weight_error_table(statistics, paper=paper))
+    )
 
 
 def training_section(runs: Sequence[RunFolder]) -> Section:
@@ -220,11 +236,7 @@ def training_section(runs: Sequence[RunFolder]) -> Section:
         first = f"Stage 1: {stage_name(run.config, 'stage1')}"
         history["stage"] = history["stage"].replace(STAGE_NAMES["stage1"], first)
         if not history.empty:
-            look = (
-                "whether Dice holds at the dotted line, where weights and activations become "
-                "integers, and whether it still rises at the end."
-            )
-            blocks.append(curves_figure(history, look, name))
+            blocks.append(curves_figure(history, curves_note(history), name))
         if not ranks.empty:
             blocks += [ranks_figure(ranks, name), _rank_table(name, ranks)]
         moved = _movement(run, name)
@@ -314,8 +326,8 @@ def worst_section(bench: Bench, roles: Roles) -> Section:
     figure = drawn(
         "worst-cases",
         f"The {len(cases)} worst cases of {model}",
-        "what they have in common: a film that is dark or cut off, a diseased lung, or a truth "
-        "that is itself in doubt.",
+        "what they have in common: an image that is dark or cut off, disease, or a truth that is "
+        "itself in doubt.",
         f"{len(cases)} images with the outlines of the truth and of the models, worst first.",
         outlines(cases),
     )
@@ -329,14 +341,15 @@ def agreement_figure(bench: Bench, found: Measured) -> Figure | None:
         return None
     size = cases["height"].astype(float) * cases["width"].astype(float)
     truth = 100 * cases["truth_area_px"].astype(float) / size
+    words = bench.target.replace("_", " ")
     answer = 100 * cases["prediction_area_px"].astype(float) / size
-    quantity = f"{bench.target} area (% of the image)"
+    quantity = f"{words} area (% of the image)"
     return drawn(
         "area-agreement",
         f"Area as measured and as it is, {found.model.name}",
         "a bias off zero, and dots that leave the band as the area grows: systematic over- or "
         "underestimation.",
-        f"Bland–Altman plot of the {bench.target} area of {len(cases)} cases.",
+        f"Bland–Altman plot of the {words} area of {len(cases)} cases.",
         agreement(truth.tolist(), answer.tolist(), quantity),
     )
 

@@ -74,6 +74,7 @@ class Study:
     facts : model → facts.
     comparisons : pooled and by group, Holm-adjusted as one family.
     latency_note : how the latencies among the facts were taken.
+    paper : whether tables quote the paper's figures beside ours.
     """
 
     baseline: str
@@ -81,6 +82,7 @@ class Study:
     facts: Mapping[str, ModelFacts]
     comparisons: tuple[Comparison, ...]
     latency_note: str = ""
+    paper: bool = False
 
     @property
     def models(self) -> list[str]:
@@ -111,6 +113,8 @@ def compare_models(
     by: Sequence[str] = ("source", "label"),
     margins: Mapping[str, float] | None = None,
     latency_note: str = "",
+    *,
+    paper: bool = False,
     **options: Any,
 ) -> Study:
     """Compare every model with the baseline on the same cases.
@@ -122,6 +126,7 @@ def compare_models(
     facts : name → facts; a model without any has dashes in Tables 2 and 3.
     metrics, by, margins, options : as for ``statistics.compare_groups``.
     latency_note : how the facts' latencies were taken, for the caption of Table 2.
+    paper : quote the paper's figures in columns of their own.
 
     Raises
     ------
@@ -153,6 +158,7 @@ def compare_models(
         # One family over all models: each pair alone would be corrected too little.
         holm_adjusted(found),
         latency_note,
+        paper,
     )
 
 
@@ -175,7 +181,8 @@ def segmentation_table(study: Study) -> Table:
     columns = [Column("Model"), Column("n"), Column("dropped")]
     columns += [Column(METRICS[name].title, metric_digits(name)) for name in SCORES]
     columns += [Column("DSC median [IQR]")]
-    columns += [Column(f"{name}, paper", 4, faint=True) for name in ("DSC", "IoU", "NSD")]
+    if study.paper:
+        columns += [Column(f"{name}, paper", 4, faint=True) for name in ("DSC", "IoU", "NSD")]
     rows: list[tuple[Value, ...]] = []
     for model in study.models:
         part = study.cases[study.cases["model"] == model]
@@ -184,13 +191,15 @@ def segmentation_table(study: Study) -> Table:
         cells: list[Value] = [model, dice.n, dice.dropped]
         cells += [Spread(found[name].mean, found[name].sd) for name in SCORES]
         cells += [f"{dice.median:.4f} [{dice.q1:.4f}, {dice.q3:.4f}]" if dice.n else None]
-        cells += [paper.dsc, paper.iou, paper.nsd] if paper else [None] * 3
+        if study.paper:
+            cells += [paper.dsc, paper.iou, paper.nsd] if paper else [None] * 3
         rows.append(tuple(cells))
     caption = (
         f"Mean ± standard deviation over cases at the original image size. {_terms(study.cases)} "
-        "NSD depends on the code that computes it: both variants are ours; the paper names "
-        f"neither code nor resolution. {ATTRIBUTION}"
+        "NSD depends on the code that computes it, so it is given by two definitions."
     )
+    if study.paper:
+        caption += f" The paper names neither code nor resolution of its NSD. {ATTRIBUTION}"
     return Table(
         "table-1-segmentation", "Segmentation performance", caption, tuple(columns), tuple(rows)
     )
@@ -240,41 +249,51 @@ def shown(comparison: Comparison) -> str:
 
 def efficiency_table(study: Study) -> Table:
     """Return Table 2: parameters, reduction, DSC, with bytes and latency added."""
-    columns = (
+    columns = [
         Column("Model"), Column("Total (M)", 2), Column("Trainable (M)", 2),
         Column("Reduction (×)", 1), Column("DSC (%)", 2), Column("File (MB)", 1),
-        Column("CPU latency (ms)", 0), Column("Total (M), paper", 1, faint=True),
-        Column("Trainable (M), paper", 1, faint=True),
-        Column("Reduction (×), paper", 1, faint=True), Column("DSC (%), paper", 2, faint=True),
-    )  # fmt: skip
+        Column("CPU latency (ms)", 0),
+    ]  # fmt: skip
+    if study.paper:
+        quoted = (("Total (M)", 1), ("Trainable (M)", 1), ("Reduction (×)", 1), ("DSC (%)", 2))
+        columns += [Column(f"{name}, paper", digits, faint=True) for name, digits in quoted]
     rows: list[tuple[Value, ...]] = []
     for model in study.models:
         facts = study.facts[model]
         paper = MODELS.get(facts.paper or "", PublishedModel(model))
-        rows.append(
-            (
-                model, _over(facts.total, 1e6), _over(facts.trainable, 1e6), _reduction(facts),
-                _dice_percent(study, model), _over(facts.bytes, 1e6), facts.latency_ms,
-                paper.total_millions, paper.trainable_millions, paper.reduction,
-                paper.dsc_percent,
-            )
-        )  # fmt: skip
-    caption = (
-        "Total counts the whole model (encoder, prompt encoder, decoder, adapters); the paper’s "
-        "89.7 M is SAM ViT-B’s image encoder alone. Reduction = total / trainable. File: bytes "
-        "of the file that ships, 1 MB = 10⁶ bytes. Latencies compare only within one run on one "
-        f"machine. {study.latency_note + ' ' if study.latency_note else ''}{ATTRIBUTION}"
+        cells: list[Value] = [
+            model, _over(facts.total, 1e6), _over(facts.trainable, 1e6), _reduction(facts),
+            _dice_percent(study, model), _over(facts.bytes, 1e6), facts.latency_ms,
+        ]  # fmt: skip
+        if study.paper:
+            cells += [paper.total_millions, paper.trainable_millions, paper.reduction]
+            cells += [paper.dsc_percent]
+        rows.append(tuple(cells))
+    said = [
+        "Total counts the whole model (encoder, prompt encoder, decoder, adapters). Reduction = "
+        "total / trainable. File: bytes of the file that ships, 1 MB = 10⁶ bytes."
+    ]
+    if any(study.facts[model].latency_ms is not None for model in study.models):
+        said.append("Latencies compare only within one run on one machine.")
+    said += [study.latency_note] if study.latency_note else []
+    if study.paper:
+        said.append(f"The paper’s 89.7 M is SAM ViT-B’s image encoder alone. {ATTRIBUTION}")
+    return Table(
+        "table-2-efficiency", "Parameter efficiency", " ".join(said), tuple(columns), tuple(rows)
     )
-    return Table("table-2-efficiency", "Parameter efficiency", caption, columns, tuple(rows))
 
 
 def ablation_table(study: Study) -> Table:
     """Return Table 3: what was trained in encoder and decoder, share trained, Dice."""
-    columns = (
+    columns = [
         Column("Method"), Column("Encoder"), Column("Decoder"), Column("Train (%)", 1),
-        Column("Dice (%)", 2), Column("Method, paper", faint=True),
-        Column("Train (%), paper", 1, faint=True), Column("Dice (%), paper", 2, faint=True),
-    )  # fmt: skip
+        Column("Dice (%)", 2),
+    ]  # fmt: skip
+    if study.paper:
+        columns += [
+            Column("Method, paper", faint=True), Column("Train (%), paper", 1, faint=True),
+            Column("Dice (%), paper", 2, faint=True),
+        ]  # fmt: skip
     rows: list[tuple[Value, ...]] = []
     for model in study.models:
         facts = study.facts[model]
@@ -286,9 +305,14 @@ def ablation_table(study: Study) -> Table:
             [paper.method, paper.train_percent, paper.dice_percent] if paper else [None] * 3
         )
         ours: list[Value] = [model, facts.encoder, facts.decoder, share]
-        rows.append((*ours, _dice_percent(study, model), *theirs))
-    caption = f"Train (%): trained parameters of all parameters. {ATTRIBUTION}"
-    return Table("table-3-ablation", "Component-wise ablation", caption, columns, tuple(rows))
+        ours.append(_dice_percent(study, model))
+        rows.append((*ours, *theirs) if study.paper else tuple(ours))
+    caption = "Train (%): trained parameters of all parameters."
+    if study.paper:
+        caption += f" {ATTRIBUTION}"
+    return Table(
+        "table-3-ablation", "Component-wise ablation", caption, tuple(columns), tuple(rows)
+    )
 
 
 def _dice_percent(study: Study, model: str) -> float:

@@ -20,6 +20,8 @@ from adalora_qat.study.measure import (
     STUDY_FILE,
     Bench,
     Measured,
+    counted,
+    forecast,
     latencies,
     machine_of,
     measure,
@@ -43,34 +45,61 @@ from adalora_qat.study.study import Study, compare_models, write_study
 from adalora_qat.study.study_report import study_content
 
 FEW: Final = 30
+# Cases of the sweeps over boxes and degradations, and images timed, of a full report.
+SWEPT: Final = (24, 8)
+TIMED: Final = 5
 
 
 @dataclass(frozen=True)
 class Scope:
-    """How much a report measures; 0 leaves a part out.
+    """How much a report measures, and what its page says; 0 leaves a part out.
+
+    By default the page holds what one prediction a case and model gives: accuracy with every
+    comparison, cases with masks, training, ranks, quantization error, sizes, provenance.
 
     Attributes
     ----------
-    jitter_cases, robustness_cases : cases of the sweeps over boxes and over degradations.
-    speed_cases : images of which CPU latency is the median.
+    full : also the sweeps, CPU latency, SSIM maps, the worst cases, single layers' weight errors,
+        and the simulation of a quantized stage whose ONNX file is measured.
+    jitter_cases, robustness_cases : cases of the sweeps over boxes and over degradations; None
+        takes 24 and 8 if ``full``, else none.
+    speed_cases : images of which CPU latency is the median; None takes 5 if ``full``, else none.
     gallery_cases : cases to look through on the page.
     weight_error : whether to draw the paper's Fig. 3.
     margin : of equivalence in DSC; None takes half a Dice point.
+    title : heading of the page; None names the target.
+    paper : quote the paper's figures beside ours.
     """
 
-    jitter_cases: int = 24
-    robustness_cases: int = 8
-    speed_cases: int = 5
+    full: bool = False
+    jitter_cases: int | None = None
+    robustness_cases: int | None = None
+    speed_cases: int | None = None
     gallery_cases: int = 100
     weight_error: bool = True
     margin: float | None = None
+    title: str | None = None
+    paper: bool = False
 
     def __post_init__(self) -> None:
-        counts = (self.jitter_cases, self.robustness_cases, self.speed_cases, self.gallery_cases)
-        if min(counts) < 0:
+        if min(*self.sweeps, self.timed_images, self.gallery_cases) < 0:
             raise DataError("numbers of cases must be 0 (leave out) or more")
         if self.margin is not None and not self.margin > 0:
             raise DataError(f"margin={self.margin} must be more than 0, as in 0.005")
+
+    @property
+    def sweeps(self) -> tuple[int, int]:
+        """Cases of the sweep over boxes, and of that over degradations."""
+        given = zip((self.jitter_cases, self.robustness_cases), SWEPT, strict=True)
+        boxes, degraded = (
+            count if count is not None else usual * self.full for count, usual in given
+        )
+        return boxes, degraded
+
+    @property
+    def timed_images(self) -> int:
+        """Images that latency is timed on."""
+        return self.speed_cases if self.speed_cases is not None else TIMED * self.full
 
 
 def report_study(
@@ -94,10 +123,9 @@ def report_study(
     if not bench.records:
         raise DataError(f"no case with a mask of {bench.target}: choose another split or target")
     chosen = choose_baseline(models, baseline)
-    found = measure(bench, models)
+    found = measure(bench, models if scope.full else without_simulations(models, chosen))
     study = _study(found, bench, chosen, scope)
-    bench.watch.phase("figures")
-    content = _content(study, found, bench, scope)
+    content = _content(study, models, found, bench, scope)
     write_study(study, bench.folder / "tables")
     write_figures(content, bench.folder / "figures")
     listed = [m.folder.relative_to(bench.folder).as_posix() for m in found]
@@ -129,8 +157,22 @@ def choose_baseline(models: Sequence[Model], given: str | None) -> str:
     return (decoder or trained or list(models))[0].name
 
 
+def without_simulations(models: Sequence[Model], baseline: str) -> list[Model]:
+    """Leave out quantized stages whose exported file is there: its integers are what ships.
+
+    PyTorch simulates integers at the highest cost of all models, and the export's parity gate
+    has held the file against that simulation already. The baseline stays.
+    """
+    exported = {(m.run.path, m.stage) for m in models if m.run is not None and m.kind == "onnx"}
+    return [
+        m for m in models
+        if m.name == baseline or not m.quantized or m.run is None
+        or (m.run.path, m.kind) not in exported
+    ]  # fmt: skip
+
+
 def _study(found: Sequence[Measured], bench: Bench, baseline: str, scope: Scope) -> Study:
-    timed, n = latencies(bench, [m.model for m in found], scope.speed_cases)
+    timed, n = latencies(bench, [m.model for m in found], scope.timed_images)
     facts = {m.model.name: replace(m.facts, latency_ms=timed.get(m.model.name)) for m in found}
     for m in found:  # so that ``compare`` has the latencies of one report
         machine = machine_of(m.model, cpu=bench.cpu)
@@ -138,32 +180,41 @@ def _study(found: Sequence[Measured], bench: Bench, baseline: str, scope: Scope)
     cases = {m.model.name: m.cases for m in found}
     note = LATENCY_NOTE.format(n=n, rounds=SPEED_ROUNDS) if timed else ""
     if len(cases) == 1:
-        return Study(baseline, next(iter(cases.values())), facts, (), note)
+        return Study(baseline, next(iter(cases.values())), facts, (), note, scope.paper)
     margins = None if scope.margin is None else {"dsc": scope.margin}
-    return compare_models(cases, baseline, facts, margins=margins, latency_note=note)
+    return compare_models(
+        cases, baseline, facts, margins=margins, latency_note=note, paper=scope.paper
+    )
 
 
-def _content(study: Study, found: Sequence[Measured], bench: Bench, scope: Scope) -> ReportContent:
+def _content(
+    study: Study,
+    models: Sequence[Model],
+    found: Sequence[Measured],
+    bench: Bench,
+    scope: Scope,
+) -> ReportContent:
     roles = roles_of(found, study.baseline)
     runs = _runs(found)
-    sections = [similarity_section(bench, roles)]
-    if scope.weight_error and (stage := _quantized_stage(found)) is not None:
-        sections.append(weight_section(stage))
+    sections = _sweeps(bench, roles, scope)
+    bench.watch.phase("figures")
+    if scope.full:
+        sections = [similarity_section(bench, roles), *sections, worst_section(bench, roles)]
+    if scope.weight_error and (stage := _quantized_stage(models)) is not None:
+        sections.append(weight_section(stage, each=scope.full, paper=scope.paper))
     sections.append(training_section(runs))
-    sections += _sweeps(bench, roles, scope)
-    sections.append(worst_section(bench, roles))
     galleries: list[Gallery] = []
     if scope.gallery_cases and (shown := gallery_of(bench, roles, scope.gallery_cases)):
         galleries.append(shown[0])
         sections.append(Section("case-table", "Every case in figures", (shown[1],)))
     area = agreement_figure(bench, roles.quantized)
     content = study_content(
-        "AdaLoRA-QAT: from pretrained weights to INT8",
-        _lede(study, bench),
+        scope.title or f"Segmentation of {bench.target.replace('_', ' ')}",
+        _lede(study, models, bench),
         study,
         figures=[area] if area else [],
         galleries=galleries,
-        provenance=_provenance(found, bench),
+        provenance=_provenance(study, found, bench),
         sections=sections,
     )
     configs = {f"Configuration, {run.path.resolve().name}": dump_config(run.config) for run in runs}
@@ -172,20 +223,22 @@ def _content(study: Study, found: Sequence[Measured], bench: Bench, scope: Scope
 
 def _sweeps(bench: Bench, roles: Roles, scope: Scope) -> list[Section]:
     """Compare the float model and the one that ships where prompts and images are worse."""
-    models = [
-        m.model for m in {m.model.name: m for m in (roles.reference, roles.quantized)}.values()
-    ]
+    swept = list({m.model.name: m for m in (roles.reference, roles.quantized)}.values())
+    models = [m.model for m in swept]
+    boxes, degraded = scope.sweeps
+    if said := forecast(bench, swept, boxes, degraded):
+        bench.watch.phase(said)
     found = []
-    if scope.jitter_cases:
-        found.append(box_section(sweep_prompts(bench, models, scope.jitter_cases)))
-    if scope.robustness_cases:
-        found.append(robustness_section(sweep_degradations(bench, models, scope.robustness_cases)))
+    if boxes:
+        found.append(box_section(sweep_prompts(bench, models, boxes)))
+    if degraded:
+        found.append(robustness_section(sweep_degradations(bench, models, degraded)))
     return found
 
 
-def _quantized_stage(found: Sequence[Measured]) -> Measured | None:
+def _quantized_stage(models: Sequence[Model]) -> Model | None:
     """Return the last model that still holds its weights from before rounding."""
-    stages = [m for m in found if m.model.quantized and m.model.kind != "onnx"]
+    stages = [m for m in models if m.quantized and m.kind != "onnx"]
     return stages[-1] if stages else None
 
 
@@ -194,18 +247,25 @@ def _runs(found: Sequence[Measured]) -> list[RunFolder]:
     return list(runs.values())
 
 
-def _lede(study: Study, bench: Bench) -> str:
+def _lede(study: Study, given: Sequence[Model], bench: Bench) -> str:
     n = len(bench.records)
     sources = sorted({record.source for record in bench.records})
-    few = f" {n} cases decide little: read the intervals, not the means." if n < FEW else ""
-    models = f"{len(study.models)} model{'s' * (len(study.models) != 1)}"
+    few = f" {counted(n, 'case')} say little: read the intervals, not the means." * (n < FEW)
+    prompted = set(study.cases["box"])
+    boxes = " with boxes from the true masks (oracle boxes)" if prompted == {"oracle"} else ""
+    against = f" and compared with {study.baseline}" if len(study.models) > 1 else ""
+    left = [m.name for m in given if m.name not in study.models]
+    simulated = (
+        f" {', '.join(left)}: measured as exported, not as simulated in training." if left else ""
+    )
     return (
-        f"{models} on {n} images of {', '.join(sources)} with boxes from the true masks (oracle "
-        f"boxes), all measured at the original image size and compared with {study.baseline}.{few}"
+        f"{counted(len(study.models), 'model')} on {counted(n, 'image')} of "
+        f"{', '.join(sources)}{boxes}, measured at the original image size{against}."
+        f"{simulated}{few}"
     )
 
 
-def _provenance(found: Sequence[Measured], bench: Bench) -> dict[str, str]:
+def _provenance(study: Study, found: Sequence[Measured], bench: Bench) -> dict[str, str]:
     facts = provenance({})
     by_source: dict[str, int] = {}
     for record in bench.records:
@@ -213,7 +273,7 @@ def _provenance(found: Sequence[Measured], bench: Bench) -> dict[str, str]:
     told: dict[str, Any] = {
         "cases": ", ".join(f"{source} {n}" for source, n in sorted(by_source.items())),
         "target": bench.target,
-        "box": "oracle",
+        "box": ", ".join(dict.fromkeys(study.cases["box"])),
         "machine": ", ".join(f"{k} {v}" for k, v in facts["machine"].items() if v is not None),
         "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         "commit": facts["commit"] or "unknown",

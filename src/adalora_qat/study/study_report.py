@@ -101,17 +101,24 @@ def study_content(
 
 
 def headline(study: Study) -> tuple[Fact, ...]:
-    """Return one figure a model: its difference in DSC to the baseline, and what is shown."""
+    """Return one tile a model: its mean DSC, the difference to the baseline, what is shown."""
     signed = Column("", 4, signed=True)
-    return tuple(
-        Fact(
-            f"Δ DSC, {c.model_a}",
-            signed.shown(c.mean_difference),
-            f"{shown(c)} against {c.model_b}, n = {c.n}",
-        )
-        for c in study.comparisons
-        if c.metric == "dsc" and c.by == POOLED
-    )
+    against = {
+        c.model_a: c for c in study.comparisons if c.metric == "dsc" and c.by == POOLED and c.n
+    }
+    facts = []
+    for model in study.models:
+        dice = study.cases.loc[study.cases["model"] == model, "dsc"].dropna()
+        if dice.empty:
+            continue
+        value, note, beside = f"{dice.mean():.4f}", f"n = {len(dice)}", ""
+        if c := against.get(model):
+            beside = f"Δ {signed.shown(c.mean_difference)}"
+            note = f"{shown(c)} against {c.model_b}, n = {c.n}"
+        elif against and model == study.baseline:
+            note = f"the baseline, {note}"
+        facts.append(Fact(f"DSC, {model}", value, note, beside))
+    return tuple(facts)
 
 
 def case_figures(cases: pd.DataFrame) -> list[Figure]:
@@ -166,13 +173,16 @@ def _front(study: Study) -> list[Block]:
     table = table[table["bytes"].notna()]
     if table.empty:
         return []
+    timed = bool(table["latency_ms"].notna().any())
+    cost = ("Size, latency", "small or fast", "on disk and against CPU latency")
+    title, good, costs = cost if timed else ("Size", "small", "on disk")
     return [
         drawn(
             "front",
-            "Size, latency and Dice",
-            "the upper left corner: small or fast, and as exact. Dark rims mark models that no "
+            f"{title} and Dice",
+            f"the upper left corner: {good}, and as exact. Dark rims mark models that no "
             "other beats in both.",
-            "Dice against bytes on disk and against CPU latency, a mark for each model.",
+            f"Dice against bytes {costs}, a mark for each model.",
             size_latency_dice(table),
         )
     ]
@@ -229,12 +239,15 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in rows
     )
     ours = frozenset(i for i, row in enumerate(rows) if row["name"] == SHIPPED)
+    both = {"ptq", "qat"} <= {row["name"] for row in rows}
+    rounding = (
+        " PTQ beside QAT shows what training under quantization adds to rounding alone."
+    ) * both
     return Table(
         "accuracy",
         "Accuracy on the test images, by stage",
         "Mean ± standard deviation over test images, at the original size. Boxes come from "
-        "the true masks (oracle boxes): a box drawn by hand will be less exact. PTQ beside QAT "
-        "shows what training under quantization adds to rounding alone.",
+        f"the true masks (oracle boxes): a box drawn by hand will be less exact.{rounding}",
         (
             Column("Model"),
             Column("DSC", 4),
@@ -280,12 +293,18 @@ def run_headline(summary: Mapping[str, Any]) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
+def curves_note(history: pd.DataFrame) -> str:
+    """Return what to look for in a run's curves; integers only where they were trained."""
+    if history["stage"].nunique() > 1:
+        return "whether Dice holds at the dotted line, where weights and activations become INT8."
+    return "whether Dice still rises at the end."
+
+
 def _training_section(run: Path) -> Section:
     blocks: list[Block] = []
     history, ranks = training_history(run), rank_history(run)
     if not history.empty:
-        look = "whether Dice holds at the dotted line, where weights and activations become INT8."
-        blocks.append(curves_figure(history, look))
+        blocks.append(curves_figure(history, curves_note(history)))
     if not ranks.empty:
         blocks.append(ranks_figure(ranks))
     return _section("training", "Training", *blocks)
@@ -297,7 +316,9 @@ def _size_section(sizes: Mapping[str, int]) -> Section:
     named = {SIZE_NAMES.get(name, name): size for name, size in sizes.items()}
     table = pd.DataFrame(list(named.items()), columns=["name", "bytes"])
     alt = "; ".join(f"{name}: {size / 1e6:.1f} MB" for name, size in named.items())
-    look = "the last bar: the whole model in one file, image and box in, mask out."
+    look = "the shortest bar: the fewest bytes for the same model."
+    if "int8_onnx" in sizes:
+        look = "the bar as shipped: the whole model in one file, image and box in, mask out."
     return _section("size", "Size", drawn("sizes", "Bytes on disk", look, alt, file_sizes(table)))
 
 
