@@ -241,6 +241,45 @@ def losses(run: RunFolder) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def test_a_step_shared_out_for_want_of_memory_stays_so_when_resumed(
+    tmp_path: Path, tiny: Tiny, phantoms: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("stage1.batch_size=4", "stage2.epochs=0")
+    told: list[str] = []
+
+    def start(name: str, free: int, chosen: RunConfig = config, **resources: object) -> RunFolder:
+        monkeypatch.setattr("adalora_qat.train.stages.free_memory", lambda: free)
+        return train(tmp_path / name, chosen, phantoms, tell=told.append, **resources)
+
+    def stop(report: object) -> None:
+        if report.step == 2:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    # Nothing is free: one image at a time. Then memory is plenty, of which a new run makes use.
+    scarce, plenty = 0, 10**12
+    whole = start("whole", scarce)
+    with pytest.raises(KeyboardInterrupt):
+        start("broken", scarce, on_step=stop, checkpoint_seconds=0.0)
+    broken = start("broken", plenty)
+    assert weights(broken, "stage1") == weights(whole, "stage1")
+    assert computed(broken)["accumulate"] == computed(whole)["accumulate"] == 4
+    assert "1 images at once" in told[0]
+    assert "4 would take too much" in told[0]
+    assert computed(start("new", plenty))["accumulate"] == 1
+
+    # What the recipe itself says is not changed, only questioned.
+    told.clear()
+    stated = start("stated", scarce, tiny("stage1.batch_size=4", "stage1.accumulate=2"))
+    assert computed(stated)["accumulate"] == 2
+    assert "set stage1.accumulate=4 if it is too much" in told[0]
+
+
+def computed(run: RunFolder) -> dict[str, object]:
+    provenance = json.loads((run.path / "provenance.json").read_text("utf-8"))
+    found: dict[str, object] = provenance["computed"]["stage1"]
+    return found
+
+
 def test_another_configuration_is_refused(tmp_path: Path, tiny: Tiny) -> None:
     # Before a stage has left anything, a corrected configuration takes the folder over.
     RunFolder.create(tmp_path / "run", tiny("stage1.epochs=4"))

@@ -15,6 +15,7 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
+from adalora_qat.export.weights import weight_of
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import Frame, boxes_to_model, image_to_model, mask_box_inclusive
 from adalora_qat.model.sam import Segmenter
@@ -79,9 +80,15 @@ def export_halves(
     Raises
     ------
     ExportError
-        As ``export_stage``.
+        As ``export_stage``, or if the model knows no points.
     """
     segmenter, cases, told = _prepared(run, stage, records)
+    if not weight_of(segmenter.prompt_encoder.not_a_point_embed).any():
+        raise ExportError(
+            f"{run.path} began from the packaged model without a network, and has no weights for "
+            "points: export it whole, without --split, or train it again where "
+            f"{segmenter.variant.weights} can be fetched"
+        )
     shown = golden_case(segmenter.variant.frame) if golden else None
     encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
     return export_split(segmenter, encoder, decoder, cases, **told, golden=shown, progress=progress)
