@@ -166,7 +166,7 @@ def train(
     data = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(steps):
-        x = torch.randn(16, 6, generator=data)
+        x = torch.randn(16, 6, generator=data).to(next(net.parameters()).dtype)
         loss = (net(x) - x.flip(-1)).square().mean() + 0.1 * orthogonality_penalty(layers)
         optimizer.zero_grad()
         loss.backward()
@@ -187,8 +187,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_compacted_training_follows_the_masked_run(kind: str) -> None:
+    # Fewer ranks sum in another order. In float64 that stays far below what a lost moment does.
     def run(compacting: bool) -> tuple[list[float], dict[str, list[float]], nn.Module]:
-        net = model()
+        net = model().double()
         layers = svd_adapters(net)
         optimizer = OPTIMIZERS[kind]([p for p in net.parameters() if p.requires_grad])
         budget = RankBudget(layers)
@@ -196,18 +197,18 @@ def test_compacted_training_follows_the_masked_run(kind: str) -> None:
         for mean_rank in (3, 1):
             budget.prune_to(layers, mean_rank * len(layers))
             if compacting:
-                x = torch.randn(5, 6)
+                x = torch.randn(5, 6).double()
                 before = net(x)
                 budget.compact(layers, optimizer)
-                assert torch.allclose(net(x), before, atol=1e-6)
+                assert torch.allclose(net(x), before, rtol=0, atol=1e-13)
             losses += train(net, optimizer, budget, 8, seed=mean_rank + 1)
         return losses, {n: a.lam[a.mask].tolist() for n, a in layers.items()}, net
 
     masked_losses, masked, full = run(compacting=False)
     losses, compacted, small = run(compacting=True)
-    assert losses == pytest.approx(masked_losses, abs=1e-6)
+    assert losses == pytest.approx(masked_losses, rel=1e-10)
     for name in masked:
-        assert compacted[name] == pytest.approx(masked[name], abs=1e-6)
+        assert compacted[name] == pytest.approx(masked[name], rel=1e-10, abs=1e-12)
     assert sum(a.rank for a in svd_adapters(full).values()) == 12
     assert sum(a.rank for a in svd_adapters(small).values()) == 3
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from child_processes import in_double
 
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
@@ -226,14 +227,17 @@ def test_order_inside_a_step(
 def test_accumulation_computes_the_same_step(
     tmp_path: Path, tiny: Tiny, phantoms: list[Record]
 ) -> None:
-    once, thrice = (
-        train(tmp_path / str(n), tiny(f"stage1.accumulate={n}", "stage2.epochs=0"), phantoms)
-        for n in (1, 4)
-    )
-    first, second = (losses(run) for run in (once, thrice))
+    found = []
+    # Float64: in float32 the learning rates here enlarge the rounding of another order of sums.
+    with in_double():
+        for n in (1, 4):
+            run = RunFolder.create(tmp_path / str(n), tiny(f"stage1.accumulate={n}"))
+            Training(run, phantoms[:7], phantoms[7:], Resources(cpu=True)).stage1()
+            found.append(losses(run))
+    first, second = found
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+        assert a == pytest.approx(b, rel=1e-10, abs=1e-10)
 
 
 def losses(run: RunFolder) -> list[dict[str, float]]:
