@@ -334,6 +334,7 @@ def test_compaction_carries_the_smoothed_measure_along() -> None:
     budget.prune_to(layers, 2 * len(layers))
     wanted = {name: budget.importance[name][a.mask] for name, a in layers.items()}
     budget.compact(layers, optimizer)
-    assert all(torch.equal(budget.importance[name], wanted[name]) for name in wanted)
+    # Nine roundings of positive terms on either side: six of a mean, its division, two additions.
+    torch.testing.assert_close(budget.importance, wanted, rtol=2 * 9 * 2.0**-24, atol=0)
     train(net, optimizer, budget, 2, seed=2)
     assert sum(ranks(layers).values()) == 6

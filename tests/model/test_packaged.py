@@ -123,3 +123,9 @@ def test_without_a_network_it_trains_all_the_same(monkeypatch: pytest.MonkeyPatc
 def test_another_variant_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is a litemedsam, not a mobilesam"):
         build(ModelConfig(variant="mobilesam", weights="packaged"))
+
+
+def test_a_build_without_the_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adalora_qat.model.weights.weights_folder", lambda: tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds no {MODEL} to train from"):
+        build(ModelConfig(weights="packaged"))
