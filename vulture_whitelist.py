@@ -26,10 +26,8 @@ _.__getattr__, _.__dir__, _._repr_png_
 # Called by name, from a table of metrics or by users of the Python interface.
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
 _.InteractivePredictor, _.warm_up
+_.masks_by_structure
 _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
-
-# Tests alone use these: not needed by anything that runs, so to be deleted with their tests.
-_.write_history_csv
 
 # The other half of ``p_above``, which a test of a margin would miss.
 _.p_below

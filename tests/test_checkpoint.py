@@ -85,6 +85,35 @@ def test_a_folder_with_other_things_is_not_taken_over(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "stage1/checkpoints/step-00000001.safetensors",
+        "stage1/model.safetensors",
+        # Of an unfinished nnU-Net, which goes on with the images that it was given.
+        "stage1/nnunet/raw/Dataset001/dataset.json",
+        "stage1/nnunet/results/fold_0/checkpoint_latest.pth",
+        # Of a demo: a run inside the run, and images drawn by its seed.
+        "decoder_only/stage1/model.safetensors",
+        "data/manifest.parquet",
+    ],
+)
+def test_a_run_that_has_made_something_keeps_its_configuration(tmp_path: Path, made: str) -> None:
+    first, other = (RunConfig(name="run", seed=seed) for seed in (0, 1))
+    # What a start that failed leaves does not stand in the way.
+    RunFolder.create(tmp_path, first)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "image.npy").touch()
+    (tmp_path / "provenance.json").touch()
+    (tmp_path / "stage1" / "checkpoints").mkdir(parents=True)
+    assert RunFolder.create(tmp_path, other).config == other
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).touch()
+    with pytest.raises(CheckpointError, match="seed is 1 there, 0 here"):
+        RunFolder.create(tmp_path, first)
+    assert RunFolder.open(tmp_path).config == other
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizer_state_comes_back_in_the_parameters_own_layout(fused: bool) -> None:
     def made() -> tuple[torch.nn.Module, torch.optim.AdamW]:

@@ -105,6 +105,15 @@ def test_the_shipped_models_recipe_mixes_prompts() -> None:
     assert total == count_parameters(load_config("litemedsam-adalora"))["total"]
 
 
+def test_fine_tuning_starts_from_the_packaged_model_with_its_prompts() -> None:
+    config, made = load_config("litemedsam-finetune"), load_config("litemedsam-auto")
+    assert config.model.weights == "packaged"
+    assert config.data.prompt == made.data.prompt
+    assert config.quantize == made.quantize
+    # Three prunings stay three in so few epochs.
+    assert config.adapt.pruning_at(config.stage1.epochs) == {1: 43, 3: 37, 5: 32}
+
+
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -50,6 +50,8 @@ from adalora_qat.recipe import dump_config, validated
 FORMAT = "adalora-qat/1"
 _KEY = "adalora_qat"
 MODEL_FILE = "model.safetensors"
+# What a start writes before a stage has made anything.
+_OF_A_START = {"config.yaml", "provenance.json", "cache", "tracking"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RunFolder:
     def create(cls, path: Path, config: RunConfig) -> RunFolder:
         """Open a run folder for a configuration, making it if it is not there.
 
-        A folder in which no stage has left anything takes the new configuration: a start that
+        A folder that holds no more than a start leaves takes the new configuration: one that
         failed does not stand in the way of the corrected one.
 
         Raises
@@ -75,7 +77,7 @@ class RunFolder:
         """
         existing = path / "config.yaml"
         if existing.is_file():
-            if not any(path.glob("*/checkpoints/*")) and not any(path.glob("*/*.safetensors")):
+            if _nothing_made(path):
                 write_text(existing, dump_config(config))
                 return cls(path, config)
             other = cls.open(path).config
@@ -315,6 +317,16 @@ def git_commit() -> str | None:
     except OSError:
         return None
     return result.stdout.strip() or None
+
+
+def _nothing_made(path: Path) -> bool:
+    """Whether a run folder holds no file but those of a start: nothing that could be lost."""
+    others = [each for each in path.iterdir() if each.name not in _OF_A_START]
+    return all(each.is_dir() and not _holds_files(each) for each in others)
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(each.is_file() for each in folder.rglob("*"))
 
 
 def _ranks(segmenter: Segmenter) -> dict[str, int]:

@@ -32,6 +32,7 @@ from adalora_qat.study.models import Model, onnx_model, pretrained, stage_model
 from adalora_qat.study.sections import load_case
 from adalora_qat.study.study_report import run_content
 from adalora_qat.study.timing import compare_speed
+from adalora_qat.train.preflight import check_recipe
 from adalora_qat.train.stages import Resources, Training
 from adalora_qat.train.state import StepReport
 
@@ -69,7 +70,9 @@ def run_demo(
     The summary, as written.
     """
     recipe, seeded = "litemedsam" if sources else "demo", (f"seed={seed}", *overrides)
-    run = RunFolder.create(out, load_config(recipe, seeded))
+    config = load_config(recipe, seeded)
+    check_recipe(config)
+    run = RunFolder.create(out, config)
     clock = Clock(out / "seconds.json", watch)
     with clock.phase("data"):
         manifest = _data(out, sources, count, run.config, watch)

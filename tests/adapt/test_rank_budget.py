@@ -21,7 +21,6 @@ from adalora_qat.adapt.rank_budget import (
     global_masks,
     history_csv,
     ranks,
-    write_history_csv,
 )
 from adalora_qat.adapt.svd_linear import SVDLinear, orthogonality_penalty
 from adalora_qat.config import AdaptConfig
@@ -64,7 +63,7 @@ def test_one_budget_over_all_layers() -> None:
     )
     budget = RankBudget(layers)
     budget.accumulate(layers)
-    event = budget.prune(layers, 2, epoch=3, step=30)
+    event = budget.prune_to(layers, 2 * len(layers), epoch=3, step=30)
     assert event.ranks == ranks(layers) == {"a": 3, "b": 1, "c": 2}
     assert layers["c"].mask.tolist() == [False, True, True]
     assert layers["b"].lam.tolist() == [1.0, 0.0, 0.0]
@@ -78,11 +77,11 @@ def test_pruned_triplets_do_not_return_however_important_they_become() -> None:
     layers = with_gradients({"a": [1.0, 1.0, 1.0]}, {"a": [1.0, 2.0, 3.0]})
     budget = RankBudget(layers)
     budget.accumulate(layers)
-    budget.prune(layers, 2)
+    budget.prune_to(layers, 2 * len(layers))
     layers["a"].lam.data = torch.ones(3)
     layers["a"].lam.grad = torch.tensor([99.0, 1.0, 2.0])
     budget.accumulate(layers)
-    budget.prune(layers, 1)
+    budget.prune_to(layers, 1 * len(layers))
     assert layers["a"].mask.tolist() == [False, False, True]
 
 
@@ -123,7 +122,7 @@ def test_the_kept_are_the_best_of_the_active(scores: list[list[int]], data: st.D
 def test_a_budget_that_rises_is_refused(mean_rank: int) -> None:
     layers = svd_adapters(model(rank=4))
     with pytest.raises(ConfigError, match="ranks only fall"):
-        RankBudget(layers).prune(layers, mean_rank)
+        RankBudget(layers).prune_to(layers, mean_rank * len(layers))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -167,7 +166,7 @@ def train(
     data = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(steps):
-        x = torch.randn(16, 6, generator=data)
+        x = torch.randn(16, 6, generator=data).to(next(net.parameters()).dtype)
         loss = (net(x) - x.flip(-1)).square().mean() + 0.1 * orthogonality_penalty(layers)
         optimizer.zero_grad()
         loss.backward()
@@ -188,27 +187,28 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_compacted_training_follows_the_masked_run(kind: str) -> None:
+    # Fewer ranks sum in another order. In float64 that stays far below what a lost moment does.
     def run(compacting: bool) -> tuple[list[float], dict[str, list[float]], nn.Module]:
-        net = model()
+        net = model().double()
         layers = svd_adapters(net)
         optimizer = OPTIMIZERS[kind]([p for p in net.parameters() if p.requires_grad])
         budget = RankBudget(layers)
         losses = train(net, optimizer, budget, 8, seed=1)
         for mean_rank in (3, 1):
-            budget.prune(layers, mean_rank)
+            budget.prune_to(layers, mean_rank * len(layers))
             if compacting:
-                x = torch.randn(5, 6)
+                x = torch.randn(5, 6).double()
                 before = net(x)
                 budget.compact(layers, optimizer)
-                assert torch.allclose(net(x), before, atol=1e-6)
+                assert torch.allclose(net(x), before, rtol=0, atol=1e-13)
             losses += train(net, optimizer, budget, 8, seed=mean_rank + 1)
         return losses, {n: a.lam[a.mask].tolist() for n, a in layers.items()}, net
 
     masked_losses, masked, full = run(compacting=False)
     losses, compacted, small = run(compacting=True)
-    assert losses == pytest.approx(masked_losses, abs=1e-6)
+    assert losses == pytest.approx(masked_losses, rel=1e-10)
     for name in masked:
-        assert compacted[name] == pytest.approx(masked[name], abs=1e-6)
+        assert compacted[name] == pytest.approx(masked[name], rel=1e-10, abs=1e-12)
     assert sum(a.rank for a in svd_adapters(full).values()) == 12
     assert sum(a.rank for a in svd_adapters(small).values()) == 3
 
@@ -219,7 +219,7 @@ def test_momentum_does_not_regrow_a_pruned_triplet() -> None:
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
     budget = RankBudget(layers)
     train(net, optimizer, budget, 4, seed=1)
-    budget.prune(layers, 2)
+    budget.prune_to(layers, 2 * len(layers))
     train(net, optimizer, budget, 4, seed=2)
     for adapter in layers.values():
         pruned = ~adapter.mask
@@ -238,13 +238,13 @@ def test_a_layer_that_falls_to_rank_zero_trains_on() -> None:
     budget.importance["2"].zero_()
     for name in ("0", "4"):
         budget.importance[name].add_(1)
-    budget.prune(layers, 2)
+    budget.prune_to(layers, 2 * len(layers))
     budget.compact(layers, optimizer)
     assert layers["2"].rank == 0
     before = layers["0"].lam.clone()
     train(net, optimizer, budget, 2, seed=2)
     assert not torch.equal(before, layers["0"].lam)
-    budget.prune(layers, 1)
+    budget.prune_to(layers, 1 * len(layers))
     assert sum(ranks(layers).values()) == 3
 
 
@@ -254,7 +254,7 @@ def test_optimizer_state_of_another_shape_is_refused_before_anything_changes() -
     optimizer = torch.optim.Adafactor([p for p in net.parameters() if p.requires_grad])
     budget = RankBudget(layers)
     train(net, optimizer, budget, 1, seed=1)
-    budget.prune(layers, 2)
+    budget.prune_to(layers, 2 * len(layers))
     with pytest.raises(ConfigError, match="cannot be compacted"):
         compact(layers, optimizer)
     assert all(adapter.rank == 4 for adapter in layers.values())
@@ -277,18 +277,15 @@ def test_state_resumes_the_accumulation() -> None:
         RankBudget(svd_adapters(model())).load_state_dict(state)
 
 
-def test_history_survives_json_and_csv(tmp_path: Path) -> None:
+def test_history_survives_json_and_csv() -> None:
     layers = with_gradients({"a": [1.0, 1.0], "b": [1.0, 1.0]}, {"a": [1.0, 2.0], "b": [0.1, 0.2]})
     budget = RankBudget(layers)
     budget.accumulate(layers)
-    budget.prune(layers, 1, epoch=3, step=12)
+    budget.prune_to(layers, 1 * len(layers), epoch=3, step=12)
     again = RankBudget(layers)
     again.load_history(json.loads(json.dumps(budget.history_json())))
     assert again.history == budget.history
-    write_history_csv(tmp_path / "ranks.csv", budget.history)
-    text = (tmp_path / "ranks.csv").read_text()
-    assert text == history_csv(budget.history)
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = list(csv.DictReader(io.StringIO(history_csv(budget.history))))
     assert [(r["event"], r["epoch"], r["step"], r["layer"]) for r in rows] == [
         ("1", "3", "12", "a"),
         ("1", "3", "12", "b"),
@@ -314,7 +311,7 @@ for adapter in layers.values():
     score = torch.tensor([4.0, 3.0, 2.0, 1.0])
     adapter.lam.grad = score if process == 0 else score.flip(0)
 budget.accumulate(layers)
-budget.prune(layers, 2)
+budget.prune_to(layers, 2 * len(layers))
 print([adapter.lam.tolist() for adapter in layers.values()], ranks(layers))
 dist.destroy_process_group()
 """
@@ -328,22 +325,16 @@ def test_masks_of_the_first_process_hold_everywhere(tmp_path: Path) -> None:
     assert printed == [wanted, wanted]
 
 
-def test_pruning_by_total_and_by_mean_are_the_same() -> None:
-    by_mean, by_total = svd_adapters(model()), svd_adapters(model())
-    RankBudget(by_mean).prune(by_mean, 2)
-    RankBudget(by_total).prune_to(by_total, 6)
-    assert ranks(by_mean) == ranks(by_total)
-
-
 def test_compaction_carries_the_smoothed_measure_along() -> None:
     net = model()
     layers = svd_adapters(net)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.02)
     budget = RankBudget(layers, "peft")
     train(net, optimizer, budget, 4, seed=1)
-    budget.prune(layers, 2)
+    budget.prune_to(layers, 2 * len(layers))
     wanted = {name: budget.importance[name][a.mask] for name, a in layers.items()}
     budget.compact(layers, optimizer)
-    assert all(torch.equal(budget.importance[name], wanted[name]) for name in wanted)
+    # Nine roundings of positive terms on either side: six of a mean, its division, two additions.
+    torch.testing.assert_close(budget.importance, wanted, rtol=2 * 9 * 2.0**-24, atol=0)
     train(net, optimizer, budget, 2, seed=2)
     assert sum(ranks(layers).values()) == 6

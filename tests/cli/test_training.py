@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from adalora_qat.cli import app
-from adalora_qat.cli.training import _one_each
+from adalora_qat.cli.training import _one_each, split_arguments
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.model.sam import random_segmenter
 from adalora_qat.model.weights import build
 from adalora_qat.phantom.phantom import write_phantoms
+from adalora_qat.train.alone import alone_in
 
 TIMEOUT_S = 120
 
@@ -168,6 +169,23 @@ def test_train_takes_the_stage1_of_another_run(tmp_path: Path) -> None:
     assert (tmp_path / "second/stage2/model.safetensors").is_file()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path, command: str) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_phantoms(tmp_path / "phantoms", 20, seed=0, side=64)
+    if command == "train":
+        prepared = run("prepare", f"phantom={tmp_path / 'phantoms'}", "--out", data)
+        assert prepared.returncode == 0, prepared.stderr
+        arguments = ["train", "demo", "--data", data]
+    else:
+        arguments = ["demo", "--count", 20]
+    with alone_in(out):
+        second = run(*arguments, "--out", out, "--cpu")
+    refused(second, f"another process is training in {out}", "choose another --out")
+    assert list(out.iterdir()) == []
+
+
 def test_params_set_the_papers_figures_beside_ours() -> None:
     result = run("params", "sam-vit-base-decoder-only", "--json")
     assert result.returncode == 0, result.stderr
@@ -186,3 +204,12 @@ def test_an_adapter_needs_a_run(tmp_path: Path) -> None:
 def test_data_sets_in_one_argument_end_where_another_name_begins() -> None:
     given = ["jsrt=/my data/jsrt shenzhen=b", "own=pairs:/c"]
     assert _one_each(given) == ["jsrt=/my data/jsrt", "shenzhen=b", "own=pairs:/c"]
+
+
+def test_what_changes_the_recipe_is_told_from_data() -> None:
+    changes = ["seed=3", "stage1.epochs=2", "model.weights=a=b.pth", "data.prompt.jitter_px=0"]
+    sources = ["shenzhen=/data/x.y", "hospital_a=pairs:/seed=1", "own.name=images:/z"]
+    mixed = [each for pair in zip(changes, sources, strict=False) for each in pair] + changes[3:]
+    assert split_arguments(mixed) == (changes, sources)
+    # A typing error is no key of the recipe: the reading of sources then refuses it by name.
+    assert split_arguments(["stage.epochs=2"]) == ([], ["stage.epochs=2"])

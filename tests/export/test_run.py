@@ -2,10 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, save_model
 from adalora_qat.config import ExportConfig, ModelConfig, RunConfig
 from adalora_qat.corpus.records import Record
+from adalora_qat.errors import ExportError
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import sha256_file
 from adalora_qat.model.sam import random_segmenter
@@ -53,3 +55,16 @@ def test_halves_lie_side_by_side(run: RunFolder, records: list[Record], tmp_path
     assert encoder.parity.dice_min > 0.999
     InteractivePredictor(encoder.path, decoder.path).warm_up()
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_halves_need_weights_for_points(
+    run: RunFolder, records: list[Record], tmp_path: Path
+) -> None:
+    segmenter = random_segmenter("tiny-test", 1)
+    torch.nn.init.zeros_(segmenter.prompt_encoder.not_a_point_embed.weight)
+    save_model(segmenter, run.stage("stage1") / MODEL_FILE, run.config, "stage1")
+    with pytest.raises(ExportError, match="no weights for points: export it whole"):
+        export_stage(run, "stage1", tmp_path / "m.onnx", records, halves=True)
+    assert not list(tmp_path.glob("*.onnx"))
+    (made,) = export_stage(run, "stage1", tmp_path / "m.onnx", records)
+    assert made.path.is_file()

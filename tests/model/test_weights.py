@@ -30,6 +30,17 @@ def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "BOMB" not in os.environ
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "weights.pth", "weights.safetensors"])
+def test_a_text_file_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("epoch 3 was the best\n" * 50)
+    with pytest.raises(CheckpointError, match=f"{name} .*fetch it again"):
+        build(ModelConfig(variant="tiny-test", weights=str(path)))
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"{name} .*fetch it again"):
+        build(ModelConfig(variant="tiny-test", weights=str(path)))
+
+
 def test_wrong_shapes_and_names_are_listed(tmp_path: Path) -> None:
     state = random_segmenter("tiny-test", 0).state_dict()
     state["mask_decoder.iou_token.weight"] = torch.zeros(2, 2)

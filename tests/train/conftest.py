@@ -1,5 +1,6 @@
 """A tiny model on a handful of phantoms: seconds, not minutes."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.corpus.sources import read_source
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.recipe import load_config
+
+# What processes are started with is used by tests in this one too.
+sys.path.insert(0, str(Path(__file__).parent))
 
 TINY = (
     "model.variant=tiny-test",

@@ -70,4 +70,4 @@ def test_the_run_says_how_it_was_computed(
     run = RunFolder.create(tmp_path / "run", tiny("stage1.epochs=3"))
     Training(run, phantoms[:4], phantoms[7:], Resources(cpu=True)).stage1()
     found = json.loads((run.path / "provenance.json").read_text())
-    assert found["computed"] == {"stage1": {"attention": "sdpa", "compiled": None}}
+    assert found["computed"] == {"stage1": {"attention": "sdpa", "compiled": None, "accumulate": 1}}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from child_processes import in_double
 
 from adalora_qat.adapt.inject import svd_adapters
 from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
@@ -226,19 +227,61 @@ def test_order_inside_a_step(
 def test_accumulation_computes_the_same_step(
     tmp_path: Path, tiny: Tiny, phantoms: list[Record]
 ) -> None:
-    once, thrice = (
-        train(tmp_path / str(n), tiny(f"stage1.accumulate={n}", "stage2.epochs=0"), phantoms)
-        for n in (1, 4)
-    )
-    first, second = (losses(run) for run in (once, thrice))
+    found = []
+    # Float64: in float32 the learning rates here enlarge the rounding of another order of sums.
+    with in_double():
+        for n in (1, 4):
+            run = RunFolder.create(tmp_path / str(n), tiny(f"stage1.accumulate={n}"))
+            Training(run, phantoms[:7], phantoms[7:], Resources(cpu=True)).stage1()
+            found.append(losses(run))
+    first, second = found
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+        assert a == pytest.approx(b, rel=1e-10, abs=1e-10)
 
 
 def losses(run: RunFolder) -> list[dict[str, float]]:
     with (run.stage("stage1") / "history.csv").open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_a_step_shared_out_for_want_of_memory_stays_so_when_resumed(
+    tmp_path: Path, tiny: Tiny, phantoms: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("stage1.batch_size=4", "stage2.epochs=0")
+    told: list[str] = []
+
+    def start(name: str, free: int, chosen: RunConfig = config, **resources: object) -> RunFolder:
+        monkeypatch.setattr("adalora_qat.train.stages.free_memory", lambda: free)
+        return train(tmp_path / name, chosen, phantoms, tell=told.append, **resources)
+
+    def stop(report: object) -> None:
+        if report.step == 2:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    # Nothing is free: one image at a time. Then memory is plenty, of which a new run makes use.
+    scarce, plenty = 0, 10**12
+    whole = start("whole", scarce)
+    with pytest.raises(KeyboardInterrupt):
+        start("broken", scarce, on_step=stop, checkpoint_seconds=0.0)
+    broken = start("broken", plenty)
+    assert weights(broken, "stage1") == weights(whole, "stage1")
+    assert computed(broken)["accumulate"] == computed(whole)["accumulate"] == 4
+    assert "1 images at once" in told[0]
+    assert "4 would take too much" in told[0]
+    assert computed(start("new", plenty))["accumulate"] == 1
+
+    # What the recipe itself says is not changed, only questioned.
+    told.clear()
+    stated = start("stated", scarce, tiny("stage1.batch_size=4", "stage1.accumulate=2"))
+    assert computed(stated)["accumulate"] == 2
+    assert "set stage1.accumulate=4 if it is too much" in told[0]
+
+
+def computed(run: RunFolder) -> dict[str, object]:
+    provenance = json.loads((run.path / "provenance.json").read_text("utf-8"))
+    found: dict[str, object] = provenance["computed"]["stage1"]
+    return found
 
 
 def test_another_configuration_is_refused(tmp_path: Path, tiny: Tiny) -> None:

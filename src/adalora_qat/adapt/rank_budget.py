@@ -6,7 +6,7 @@ L may be the whole loss of Eq. 2: the orthogonality penalty does not involve Λ,
 of the task loss.
 
 In a training step: backward → unscale → finite check → ``accumulate`` → clip → optimizer →
-``after_step`` → zero grad. At the end of a pruning epoch: ``prune``, then ``compact``.
+``after_step`` → zero grad. At the end of a pruning epoch: ``prune_to``, then ``compact``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,7 +29,6 @@ from adalora_qat.adapt.importance import (
 )
 from adalora_qat.adapt.svd_linear import RANK_DIMENSIONS
 from adalora_qat.errors import CheckpointError, ConfigError
-from adalora_qat.files import write_text
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,6 @@ class RankBudget:
         """
         self._importance.update(adapters, checked=checked)
         self.steps += 1
-
-    def prune(
-        self, adapters: Adapters, mean_rank: int, *, epoch: int = 0, step: int = 0
-    ) -> RankEvent:
-        """Keep the ``mean_rank · n_layers`` most important of all active triplets."""
-        return self.prune_to(adapters, mean_rank * len(adapters), epoch=epoch, step=step)
 
     def prune_to(
         self, adapters: Adapters, budget: int, *, epoch: int = 0, step: int = 0
@@ -268,11 +260,6 @@ def history_csv(history: list[RankEvent]) -> str:
             row = [number, event.epoch, event.step, layer, event.ranks_before[layer], rank]
             writer.writerow([*row, repr(event.importance[layer])])
     return text.getvalue()
-
-
-def write_history_csv(path: Path, history: list[RankEvent]) -> None:
-    """Write ``history_csv`` atomically."""
-    write_text(path, history_csv(history))
 
 
 def _check_budget(budget: int, before: Mapping[str, int]) -> None:

@@ -68,10 +68,11 @@ def demo(
     """Run the whole method: zero-shot, decoder fine-tuning, stage 1, PTQ, stage 2, INT8."""
     from adalora_qat.corpus.sources import parse_sources
     from adalora_qat.demo import run_demo
+    from adalora_qat.train.alone import alone_in
 
     changes, more = split_arguments(overrides or []) if data else (overrides or [], [])
     sources = parse_sources(_one_each([*(data or []), *more]))
-    with watching_or_logging() as watch:
+    with alone_in(out), watching_or_logging() as watch:
         summary = run_demo(
             out,
             sources=sources,

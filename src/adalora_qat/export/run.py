@@ -14,6 +14,7 @@ from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
 from adalora_qat.export.onnx import Exported, ExportOptions, export_onnx, export_split
 from adalora_qat.export.parity import ParityCase
+from adalora_qat.export.weights import weight_of
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import (
     Frame,
@@ -73,6 +74,12 @@ def export_stage(
     told["golden"] = golden_case(frame, structures) if golden else None
     if not halves:
         return [export_onnx(segmenter, path, cases, **told)]
+    if not weight_of(segmenter.prompt_encoder.not_a_point_embed).any():
+        raise ExportError(
+            f"{run.path} began from the packaged model without a network, and has no weights for "
+            "points: export it whole, without --split, or train it again where "
+            f"{segmenter.variant.weights} can be fetched"
+        )
     encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
     return [*export_split(segmenter, encoder, decoder, cases, **told)]
 

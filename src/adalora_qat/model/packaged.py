@@ -2,8 +2,8 @@
 
 The file holds every weight that a box prompt uses, as integers and scales or as float32, by the
 names of the segmenter. Adapters are merged and batch norms folded in it, so that the model to
-train has identities for batch norms. Embeddings of points and the mask prompt are not in it, and
-stay zero: neither training nor the file uses them.
+train has identities for batch norms. Embeddings of points and of earlier masks are not in it, and
+become zero; ``weights.build`` adds those of the published weights, which never train.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adalora_qat.errors import CheckpointError
 from adalora_qat.model.sam import Segmenter
 
-_NOT_IN_THE_FILE = tuple(
+NOT_IN_THE_FILE = tuple(
     f"prompt_encoder.{name}."
     for name in ("mask_embed", "point_embed.0", "point_embed.1", "not_a_point_embed")
 )
@@ -33,8 +33,10 @@ def fill_from_onnx(segmenter: Segmenter, path: Path) -> None:
     Raises
     ------
     CheckpointError
-        If the file is of another variant, or lacks a weight.
+        If there is no such file, it is of another variant, or lacks a weight.
     """
+    if not path.is_file():
+        raise CheckpointError(f"this installation holds no {path.name} to train from")
     model = onnx.load(path)
     variant = json.loads({p.key: p.value for p in model.metadata_props}["adalora_qat.variant"])
     if variant != segmenter.variant.name:
@@ -45,7 +47,7 @@ def fill_from_onnx(segmenter: Segmenter, path: Path) -> None:
     stored = _Stored(model.graph, path.name)
     for key, own in segmenter.state_dict().items():
         layer, _, leaf = key.rpartition(".")
-        if key.startswith(_NOT_IN_THE_FILE):
+        if key.startswith(NOT_IN_THE_FILE):
             own.zero_()
         elif layer.endswith(".bn"):
             norm = segmenter.get_submodule(layer)

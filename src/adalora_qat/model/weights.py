@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adalora_qat.config import ModelConfig
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import atomic_write, sha256_file
-from adalora_qat.model.packaged import fill_from_onnx
+from adalora_qat.model.packaged import NOT_IN_THE_FILE, fill_from_onnx
 from adalora_qat.model.sam import VARIANTS, Segmenter, Variant, random_segmenter, variant
 from adalora_qat.model.tiny_vit import TinyViTConfig
 from adalora_qat.runtime.packaged import MODEL, weights_folder
@@ -125,13 +125,33 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
     if where == "packaged":
         file = weights_folder() / MODEL
         fill_from_onnx(segmenter, file)
-        return segmenter.eval(), WeightsOrigin(f"packaged {MODEL}", sha256_file(file))
+        points = _add_point_prompts(segmenter, cache or default_cache())
+        source = f"packaged {MODEL}, point prompts: {points}"
+        return segmenter.eval(), WeightsOrigin(source, sha256_file(file))
     state, origin = _fetch(where, chosen, cache or default_cache())
     if config.structures and not any(name.startswith("structure_prompts.") for name in state):
         # Published weights know no structures: their prompts start at zero.
         state = {**state, "structure_prompts.tokens": segmenter.structure_prompts.tokens.data}
     load_strictly(segmenter, state, origin.source)
     return segmenter.eval(), origin
+
+
+@torch.no_grad()
+def _add_point_prompts(segmenter: Segmenter, cache: Path) -> str:
+    """Give a packaged model what only points and earlier masks need; return whose it is.
+
+    No training changes these weights, so the published ones are those that the packaged model
+    was trained beside. Without a network they stay zero, which ``export --split`` refuses.
+    """
+    where = segmenter.variant.weights or ""
+    try:
+        state, origin = _fetch(where, segmenter.variant, cache)
+    except CheckpointError:
+        return "none"
+    for name, own in segmenter.state_dict().items():
+        if name.startswith(NOT_IN_THE_FILE):
+            own.copy_(state[name])
+    return origin.source
 
 
 def default_cache() -> Path:

@@ -304,6 +304,7 @@ class Loop:
                 "events": self.budget.history_json(),
                 "ranks": {name: adapter.rank for name, adapter in self.adapters.items()},
                 "processes": self.accelerator.num_processes,
+                "accumulate": self.settings.accumulate,
                 "best_dice": self.state.best_dice if self.best else None,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             }
@@ -353,6 +354,12 @@ def resumed_ranks(folder: Path) -> dict[str, int] | None:
     """Return the adapter ranks at the newest checkpoint, or None without one."""
     found = latest_checkpoint(folder)
     return None if found is None else {name: int(r) for name, r in found[1]["ranks"].items()}
+
+
+def resumed_accumulate(folder: Path) -> int | None:
+    """Return the micro-batches of a step at the newest checkpoint, or None if it does not say."""
+    found = latest_checkpoint(folder)
+    return None if found is None else found[1].get("accumulate")
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, *, cosine: bool) -> float:

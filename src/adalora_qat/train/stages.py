@@ -42,7 +42,7 @@ from adalora_qat.samples.structures import wanted
 from adalora_qat.train.features import Features, bytes_needed, entry_for
 from adalora_qat.train.feed import Feed
 from adalora_qat.train.history import tracked_values, write_history
-from adalora_qat.train.loop import Loop, resumed_ranks
+from adalora_qat.train.loop import Loop, resumed_accumulate, resumed_ranks
 from adalora_qat.train.memory import bytes_kept, free_memory, parts_that_fit, peak_bytes
 from adalora_qat.train.objective import Entry, LossWeights, Objective
 from adalora_qat.train.placement import compile_mode, place
@@ -222,12 +222,13 @@ class Training:
             Feed(data, self._features(objective, data), self.resources.workers)
             for data in (train, val)
         )
-        settings = self._in_memory(settings, objective, train_feed)
+        settings = replace(settings, accumulate=self._in_memory(settings, objective, train_feed))
+        objective.accumulate = settings.accumulate
         mode = None
         if self.config.compile:
             mode = compile_mode(objective, device, self.accelerator.num_processes)
             objective.compile(mode=mode)
-        self._stamp(settings.stage, attention=kernel, compiled=mode)
+        self._stamp(settings.stage, attention=kernel, compiled=mode, accumulate=settings.accumulate)
         return Loop(
             settings,
             objective,
@@ -240,28 +241,38 @@ class Training:
             self.resources.on_step,
         )
 
-    def _in_memory(self, settings: FitSettings, objective: Objective, train: Feed) -> FitSettings:
-        """Share out a step that a CPU's memory does not hold; the step stays the same.
+    def _in_memory(self, settings: FitSettings, objective: Objective, train: Feed) -> int:
+        """Return the micro-batches of a step: the recipe's, or as many as a CPU's memory needs.
 
-        On a GPU the allocator says when it is full, and the loop then says what would fit.
+        The step stays the same but for rounding. So what the recipe itself says is kept, and an
+        interrupted run goes on with what it began with, whatever is free by then. On a GPU the
+        allocator says when it is full, and the loop then says what would fit.
         """
+        images, accumulate = settings.batch_size, settings.accumulate
+        begun = resumed_accumulate(self.run.stage(settings.stage) / "checkpoints")
         free = free_memory()
         alone = self.accelerator.num_processes == 1
+        if begun is not None:
+            return begun
         if self.accelerator.device.type != "cpu" or not alone or free is None:
-            return settings
+            return accumulate
         tensors, _ = train.batch(MicroBatch((0,), (1.0,)), self.accelerator.device)
         with self.accelerator.autocast():
             each = bytes_kept(objective, tensors)
-        images, accumulate = settings.batch_size, settings.accumulate
-        parts = parts_that_fit(images, accumulate, each, free)
+        needed = parts_that_fit(images, accumulate, each, free)
+        stated = "accumulate" in getattr(self.config, settings.stage).model_fields_set
+        parts = accumulate if stated else needed
+        told = (
+            f"{settings.stage}: about {peak_bytes(images // parts, each) / 1e9:.1f} GB for "
+            f"{images // parts} images at once, {free / 1e9:.1f} GB are free"
+        )
+        if parts > accumulate:
+            told += f" ({images // accumulate} would take too much)"
+        elif parts < needed:
+            told += f"; set {settings.stage}.accumulate={needed} if it is too much"
         if self.resources.tell is not None:
-            self.resources.tell(
-                f"{settings.stage}: about {peak_bytes(images // parts, each) / 1e9:.1f} GB for "
-                f"{images // parts} images at once, {free / 1e9:.1f} GB are free"
-                + (f" ({images // accumulate} would take too much)" if parts > accumulate else "")
-            )
-        objective.accumulate = parts
-        return replace(settings, accumulate=parts)
+            self.resources.tell(told)
+        return parts
 
     def _entry(self, segmenter: Segmenter, settings: FitSettings, images: int) -> Entry:
         """Return where samples enter: behind the frozen prefix, if its features can be kept."""
@@ -282,7 +293,7 @@ class Training:
             teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return teacher
 
-    def _stamp(self, stage: str, **how: str | None) -> None:
+    def _stamp(self, stage: str, **how: str | int | None) -> None:
         """Add to the provenance how a stage computed what the recipe left open."""
         file = self.run.path / "provenance.json"
         if self.accelerator.is_main_process and file.is_file():
