@@ -1,6 +1,7 @@
 """``import adalora_qat as aq`` as a user of the base install writes it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,19 @@ def test_warnings_are_those_of_the_command_line(folder: Path) -> None:
     [caution, *_] = aq.load()(upside_down).warnings
     assert isinstance(caution, aq.Caution)
     assert caution.code and caution.message and caution.value > caution.limit
+
+
+@pytest.mark.parametrize("own", [None, "own"])
+def test_the_runtime_leaves_nothing_in_the_home_folder(tmp_path: Path, own: str | None) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    environment.pop("XDG_CACHE_HOME", None)
+    if own is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = own
+    program = "import os, adalora_qat as aq; aq.load; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == (own or "1")
+    if own is None:
+        assert not list(tmp_path.iterdir())

@@ -10,6 +10,12 @@ The names below are imported when they are first used, so that importing the pac
 nothing.
 """
 
+import os as _os
+
+# Unless told not to before it is imported, ONNX Runtime writes an identifier of the machine and a
+# store of telemetry into the home folder (seen with 1.32). A value of the user's own stays.
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # Known to type checkers by this name; typing itself would take nine tenths of the import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -213,3 +213,18 @@ def test_what_changes_the_recipe_is_told_from_data() -> None:
     assert split_arguments(mixed) == (changes, sources)
     # A typing error is no key of the recipe: the reading of sources then refuses it by name.
     assert split_arguments(["stage.epochs=2"]) == ([], ["stage.epochs=2"])
+
+
+def test_a_wrong_recipe_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    recipe = tmp_path / "latin.yaml"
+    recipe.write_bytes(b"seed: 1 # \xff\n")
+    program = (
+        "import sys\nfrom adalora_qat.cli import main\n"
+        f"sys.argv = ['adalora-qat', 'train', {str(recipe)!r}, '-o', {str(tmp_path / 'run')!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "2 False"
+    assert "latin.yaml is not UTF-8" in done.stderr and not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from adalora_qat.imaging.integrity import (
     check_jpeg,
     check_scans,
     check_strips,
+    refusing,
     warnings_heard,
 )
 
@@ -145,3 +146,17 @@ def test_warnings_are_heard_and_not_shown(recwarn: pytest.WarningsRecorder) -> N
         warnings.warn("odd", stacklevel=1)
         warnings.warn("odd", stacklevel=1)
     assert heard == ["odd", "odd"] and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ("strips overlap; damaged", "damaged: copy it again or leave it out"),
+        ("no end; truncated", "truncated: copy it again or leave it out"),
+        ("two pages; save one", "two pages; save one"),
+    ],
+)
+def test_a_refusal_names_the_file_and_a_remedy(said: str, ends: str) -> None:
+    with pytest.raises(DataError) as refusal, refusing("x.jpg", "{}"):
+        raise DataError(said)
+    assert str(refusal.value).startswith("x.jpg: ") and str(refusal.value).endswith(ends)

@@ -129,10 +129,14 @@ def train(
     With --stage1, several second stages (other policies, other settings) start from one first.
     On several GPUs or machines, start it with torchrun or accelerate launch.
     """
+    from adalora_qat.recipe import load_config
+
+    # Before torch, which takes seconds: most mistakes are in here.
+    config = load_config(recipe, overrides or [])
+
     from adalora_qat.baselines.training import BaselineTraining
     from adalora_qat.checkpoint import RunFolder
     from adalora_qat.corpus.splits import read_manifest, records_of
-    from adalora_qat.recipe import load_config
     from adalora_qat.samples.structures import usable
     from adalora_qat.study.facts import write_run_facts
     from adalora_qat.study.history import draw_ranks
@@ -142,7 +146,6 @@ def train(
     from adalora_qat.train.processes import check_trackers, join
     from adalora_qat.train.stages import Resources, Training
 
-    config = load_config(recipe, overrides or [])
     trackers = tuple(each.value for each in track or ())
     check_trackers(trackers)
     if config.baselines is not None and (stage == 2 or trackers or stage1 is not None):

@@ -131,7 +131,7 @@ def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
     if not 0 < height * width <= max_pixels:
         raise DataError(
             f"{height}x{width} pixels, which no radiograph has (the limit is {max_pixels}); make "
-            "it smaller, or raise max_pixels"
+            "it smaller, or raise max_pixels (--max-pixels)"
         )
 
 

@@ -30,6 +30,7 @@ RESTARTS = range(0xD0, 0xD8)
 MOST_SCANS = 100
 _STRIPS, _TILES = (273, 279), (324, 325)
 _UNCOMPRESSED = 1
+_DAMAGED = ("damaged", "truncated")
 
 # Filters of warnings belong to the process: one thread at a time may change and restore them.
 _LISTENING = threading.Lock()
@@ -64,7 +65,10 @@ def refusing(where: Path | str, otherwise: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{printable(where)}: {error}") from error.__cause__
+        said = str(error)
+        # Checks of streams know what is wrong with them, not what can be done about the file.
+        remedy = ": copy it again or leave it out" if said.endswith(_DAMAGED) else ""
+        raise DataError(f"{printable(where)}: {said}{remedy}") from error.__cause__
     except Exception as error:  # hostile bytes make parsers and decoders raise anything
         said = otherwise.format(first_line(error))
         raise DataError(f"{printable(where)}{said}") from error
@@ -100,7 +104,9 @@ def check_jpeg(stream: bytes, *, bits: int = 8, pictures: bool = False) -> None:
         # An eighth of the side: all coefficients are still read, few pixels are made of them.
         simplejpeg.decode_jpeg(stream, "GRAY", min_factor=8, min_height=1, min_width=1, strict=True)
     except ValueError as error:
-        raise DataError(f"damaged JPEG data ({str(error).splitlines()[0]})") from error
+        raise DataError(
+            f"damaged JPEG data ({first_line(error)}); copy it again or leave it out"
+        ) from error
 
 
 def check_scans(stream: bytes) -> None:
@@ -208,7 +214,9 @@ def _after_scan(stream: bytes, at: int) -> int:
         following = stream[at + 1]
         if following in RESTARTS:
             if following != RESTARTS[restarts % 8]:
-                raise DataError("JPEG restart marks out of order; a piece is missing or doubled")
+                raise DataError(
+                    "JPEG restart marks out of order, a piece is gone or doubled; damaged"
+                )
             restarts += 1
         # T.81 stuffs a zero byte after FF, T.87 a zero bit.
         elif following >= 0x80 and following != 0xFF:
