@@ -90,7 +90,7 @@ def plan(
     Raises
     ------
     DataError
-        If there is no image, the boxes do not name the images one and all, one is none in
+        If there is no image, the boxes do not name every image, one is none in
         itself, or two results, or a result and an input, would have one name.
     """
     if box is not None and boxes_csv is not None:
