@@ -94,6 +94,9 @@ class AugmentConfig(Section):
     """Probability of wires, tubes and a battery over the chest."""
     collar: Fraction = 0.0
     """Probability of a black or white collar round the exposed field, as a collimator leaves."""
+    exposure: Fraction = 0.0
+    """Probability of over- or underexposure: a gain of 0.6 to 1.6 that burns out or dims, a window
+    that cuts off up to a fifth of the range at either end, or both."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip. Off by default: hearts are on the left, and a
     flipped chest is a different finding (situs inversus), not a nuisance."""
@@ -104,6 +107,9 @@ class DataConfig(Section):
 
     prompt: PromptConfig = PromptConfig()
     augment: AugmentConfig = AugmentConfig()
+    repeat: dict[str, Count] = {}
+    """How often an epoch sees each record of a data set, by the set's name; once if not named.
+    Each time has its own box and augmentation."""
 
 
 class RankStep(Section):

@@ -96,14 +96,14 @@ class BoxCropDataset(SegmentationDataset):
         self.margin = margin
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+        record, name = self.records[index], self.streams[index]
         planes = self._planes(record)
         unit, masks = unit_range(planes.grey, self.frame), planes.masks
         epoch = self.epoch if self.train else 0
         if self.train and self.config.augment.enabled:
-            rng = stream("augment", self.seed, epoch, record.id)
+            rng = stream("augment", self.seed, epoch, name)
             unit, masks = augment(unit, masks, self.config.augment, rng)
-        box = self._box(masks[0], stream("prompt", self.seed, epoch, record.id))
+        box = self._box(masks[0], stream("prompt", self.seed, epoch, name))
         window = crop_window(box, (unit.shape[0], unit.shape[1]), self.margin)
         return self._sample(cut(unit, window), cut(masks[0], window), box, window, record.id)
 
@@ -121,7 +121,7 @@ class BoxCropDataset(SegmentationDataset):
         return Sample(
             image=torch.from_numpy(channels).expand(3, -1, -1),
             boxes=torch.from_numpy(moved.astype(np.float32))[None],
-            masks=torch.from_numpy(mask_to_model(mask, frame_map))[None],
+            masks=torch.from_numpy(mask_to_model(mask, frame_map).astype(np.uint8))[None],
             valid=frame_map.valid_hw,
             id=name,
         )

@@ -79,7 +79,7 @@ def to_8_bits(unit: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _write_case(raw: Path, name: str, sample: Sample) -> None:
     h, w = sample.valid
     image = to_8_bits(sample.image[0, :h, :w].numpy())
-    mask = sample.masks[0, :h, :w].numpy().astype(np.uint8)
+    mask = sample.masks[0, :h, :w].numpy()
     _write_png(raw / "imagesTr" / f"{name}_0000.png", image)
     _write_png(raw / "labelsTr" / f"{name}.png", mask)
 

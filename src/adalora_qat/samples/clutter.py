@@ -64,7 +64,8 @@ def _with_devices(unit: Unit, rng: np.random.Generator) -> Unit:
         axes = (int(rng.uniform(0.03, 0.07) * w), int(rng.uniform(0.03, 0.07) * h))
         cv2.ellipse(layer, at, axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1, cv2.LINE_AA)
     strength = np.float32(rng.uniform(0.15, 0.7))
-    drawn: Unit = unit + strength * layer * (1 - unit)
+    layer *= strength
+    drawn: Unit = unit + layer * (1 - unit)
     return drawn
 
 
@@ -88,7 +89,7 @@ def _with_markers(unit: Unit, rng: np.random.Generator) -> Unit:
         corner = (x if rng.random() < 0.5 else w - 1 - x, y if rng.random() < 0.7 else h - y)
         if rng.random() < 0.7:
             scale = float(rng.uniform(0.3, 0.9)) * h / 256
-            text = str(rng.choice(_LETTERS))
+            text = _LETTERS[rng.integers(len(_LETTERS))]
             cv2.putText(layer, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, 1)
         else:
             far = (corner[0] + int(rng.uniform(0.03, 0.15) * w), corner[1] + int(0.05 * h))
@@ -100,12 +101,13 @@ def _with_markers(unit: Unit, rng: np.random.Generator) -> Unit:
 
 def _with_collar(unit: Unit, masks: NDArray[np.bool_], rng: np.random.Generator) -> Unit:
     h, w = unit.shape
-    rows, columns = np.nonzero(masks.any(axis=0))
+    seen = np.logical_or.reduce(masks)
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     if not len(rows):
         return unit
     margin = _MARGIN * max(h, w)
-    limits = (rows.min() - margin, h - 1 - rows.max() - margin,
-              columns.min() - margin, w - 1 - columns.max() - margin)  # fmt: skip
+    limits = (rows[0] - margin, h - 1 - rows[-1] - margin,
+              columns[0] - margin, w - 1 - columns[-1] - margin)  # fmt: skip
     top, bottom, left, right = (int(rng.random() * max(0.0, limit)) for limit in limits)
     shade = np.float32(0.0 if rng.random() < 0.8 else rng.uniform(0.8, 1.0))
     drawn = np.full_like(unit, shade)

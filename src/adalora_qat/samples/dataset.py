@@ -1,7 +1,8 @@
 """Records to samples and batches: cache, augmentation, prompts. Torch begins here.
 
 Shapes: B images, N targets (one box and one mask each), S model side, h w the valid extent.
-Every random number depends on (seed, epoch, id) only: not on workers, order or restarts.
+Every random number depends on (seed, epoch, id) only: not on workers, order or restarts. Where
+an epoch sees a record several times, the number of the time is part of the id.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Sample:
     ----------
     image : (3, S, S) float32, normalised, padding zero; equal channels share their memory.
     boxes : (N, 4) float32, xyxy.
-    masks : (N, S, S) float32, 0 or 1.
+    masks : (N, S, S) uint8, 0 or 1.
     valid : (h, w), the extent without padding.
     id : of the record.
     structures : (N,) int64, which structure each mask is, −1 for whatever the box holds; None
@@ -67,7 +68,7 @@ class Batch:
     ----------
     images : (B, 3, S, S) float32; equal channels share their memory, so copy before writing.
     boxes : (B, N, 4) float32.
-    masks : (B, N, S, S) float32.
+    masks : (B, N, S, S) uint8, to be made floats where they are used: four times as large.
     valid : (B, 1, S, S) float32, 1 where the image is and 0 on the padding.
     ids : of the records, in order.
     structures, known, merged : (B, N) int64, (B, N) and (B,) float32, or absent: see ``Sample``.
@@ -82,6 +83,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the names that an objective knows them by."""
+        return {
+            "inputs": self.images,
+            "boxes": self.boxes,
+            "masks": self.masks,
+            "valid": self.valid,
+            **self.named,
+        }
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, as ``DataLoader(pin_memory=True)`` asks."""
@@ -104,7 +115,8 @@ class SegmentationDataset(Dataset[Sample]):
     Parameters
     ----------
     records : as read from a manifest; each must give every target.
-    config : prompts (their ``targets`` name the masks) and augmentation.
+    config : prompts (their ``targets`` name the masks), augmentation, and how often training
+        sees the records of each data set.
     frame : what the model wants to see.
     seed : of all randomness.
     cache : where decoded images are kept; without it every access decodes the files.
@@ -127,7 +139,8 @@ class SegmentationDataset(Dataset[Sample]):
         cache: PlaneCache | None = None,
         structures: Sequence[str] = (),
     ) -> None:
-        self.records = list(records)
+        repeat = config.repeat if train else {}
+        self.records, self.streams = _repeated(records, repeat)
         self.structures = tuple(structures)
         self.config = config
         self.frame = frame
@@ -161,16 +174,16 @@ class SegmentationDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+        record, name = self.records[index], self.streams[index]
         if self.structures:
-            return self._structured(record)
+            return self._structured(record, name)
         planes = self._planes(record)
         grey, masks = unit_range(planes.grey, self.frame), planes.masks
         epoch = self.epoch if self.train else 0
         if self.train and self.config.augment.enabled:
-            rng = stream("augment", self.seed, epoch, record.id)
+            rng = stream("augment", self.seed, epoch, name)
             grey, masks = augment(grey, masks, self.config.augment, rng)
-        rng = stream("prompt", self.seed, epoch, record.id)
+        rng = stream("prompt", self.seed, epoch, name)
         boxes = np.stack([self._box(mask, rng) for mask in masks])
         return Sample(
             image=torch.from_numpy(to_channels(grey, self.frame)).expand(3, -1, -1),
@@ -180,7 +193,7 @@ class SegmentationDataset(Dataset[Sample]):
             id=record.id,
         )
 
-    def _structured(self, record: Record) -> Sample:
+    def _structured(self, record: Record, name: str) -> Sample:
         """Return a sample with a prompt for each structure, known or not."""
         names = wanted(record, self.structures)
         planes = self._planes(record, names)
@@ -188,13 +201,13 @@ class SegmentationDataset(Dataset[Sample]):
         grey, masks = unit_range(planes.grey, self.frame), truth.masks
         epoch = self.epoch if self.train else 0
         if self.train and self.config.augment.enabled:
-            rng = stream("augment", self.seed, epoch, record.id)
+            rng = stream("augment", self.seed, epoch, name)
             there = masks.any(axis=(1, 2))
             lungs = np.array([name in SIDES for name in self.structures])
             grey, moved = augment(grey, masks[there], self.config.augment, rng, lungs[there])
             masks = np.zeros_like(masks)
             masks[there] = moved
-        rng = stream("prompt", self.seed, epoch, record.id)
+        rng = stream("prompt", self.seed, epoch, name)
         prompts = [self._prompt(mask, rng) for mask in masks]
         named = [number if says else -1 for number, (_, says) in enumerate(prompts)]
         known = truth.known & masks.any(axis=(1, 2))
@@ -253,6 +266,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def _repeated(
+    records: Sequence[Record], repeat: Mapping[str, int]
+) -> tuple[list[Record], list[str]]:
+    """Return the records as often as training sees them, and the name of each one's stream."""
+    sources = {record.source for record in records}
+    if absent := sorted(repeat.keys() - sources):
+        raise DataError(
+            f"data.repeat names {', '.join(absent)}, of which there are no training records; "
+            f"these are of {', '.join(sorted(sources))}"
+        )
+    seen = [(record, time) for record in records for time in range(repeat.get(record.source, 1))]
+    names = [f"{record.id}\x1f{time}" if time else record.id for record, time in seen]
+    return [record for record, _ in seen], names
+
+
+def unexpanded(tensor: Tensor) -> Tensor:
+    """Return a tensor with what is expanded (equal channels, a map of ones) once."""
+    return tensor[tuple(slice(None if step else 1) for step in tensor.stride())]
+
+
 def _stacked_images(images: Sequence[Tensor]) -> Tensor:
     # Three equal channels stay one plane in memory: two thirds less to copy and to share.
     if all(image.stride(0) == 0 for image in images):
@@ -304,8 +337,10 @@ def _splits(record: Record, name: str) -> bool:
     return name in SIDES and bool(wanted(record, (name,)))
 
 
-def _padded(masks: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
+def _padded(masks: NDArray[np.bool_], side: int) -> NDArray[np.uint8]:
     count, h, w = masks.shape
-    canvas = np.zeros((count, side, side), dtype=np.float32)
+    if h == w == side:
+        return masks.view(np.uint8)
+    canvas = np.zeros((count, side, side), dtype=np.uint8)
     canvas[:, :h, :w] = masks
     return canvas

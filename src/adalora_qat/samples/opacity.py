@@ -20,8 +20,8 @@ Unit = NDArray[np.float32]
 _RADII = (0.04, 0.25)
 # How much of the way to the brightness of the soft tissue a lung goes.
 _STRENGTH = (0.3, 1.0)
-# Percentiles of grey that soft tissue and mediastinum have in a chest radiograph.
-_TISSUE = (60.0, 95.0)
+# Quantiles of grey that soft tissue and mediastinum have in a chest radiograph.
+_TISSUE = (0.60, 0.95)
 _EFFUSION_SHARE = 0.3
 _MOST = 3
 
@@ -42,6 +42,8 @@ def opacified(
     -------
     A new array, or ``unit`` itself where nothing is painted.
     """
+    if not probability:
+        return unit
     own = np.random.Generator(rng.bit_generator.jumped())  # type: ignore[attr-defined]
     if own.random() >= probability or not mask.any():
         return unit
@@ -52,7 +54,9 @@ def opacified(
         cover = np.maximum(cover, own.uniform(*_STRENGTH) * shape(mask, side, own))
     # The organ's own edge stays soft by about a pixel, as projection leaves it.
     inside = _blurred(mask.astype(np.float32), 0.004 * side)
-    tissue = np.float32(np.percentile(unit, own.uniform(*_TISSUE)))
+    some = unit[:: _step(side), :: _step(side)].ravel()
+    rank = int(own.uniform(*_TISSUE) * (some.size - 1))
+    tissue = np.partition(some, rank)[rank]
     cover *= inside
     # Vessels and ribs show through: what is brighter than tissue already stays.
     painted: Unit = unit + cover * np.maximum(tissue - unit, 0)
@@ -60,20 +64,29 @@ def opacified(
 
 
 def _ellipse(mask: NDArray[np.bool_], side: int, rng: np.random.Generator) -> Unit:
-    rows, columns = np.nonzero(mask)
-    at = int(rng.integers(len(rows)))
+    """Cover a soft, ragged ellipse; drawn coarsely and enlarged, since it is smooth."""
+    (h, w), step = mask.shape, _step(side)
+    row, column = divmod(int(rng.choice(np.flatnonzero(mask))), w)
     across, along = rng.uniform(*_RADII, 2) * side
     angle = rng.uniform(0, np.pi)
-    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    y, x = y - rows[at], x - columns[at]
+    y, x = np.ogrid[: -(-h // step), : -(-w // step)]
+    # The middle of a coarse pixel, in pixels from the middle of the ellipse.
+    y, x = (y + 0.5) * step - 0.5 - row, (x + 0.5) * step - 0.5 - column
     u = (x * np.cos(angle) + y * np.sin(angle)) / across
     v = (y * np.cos(angle) - x * np.sin(angle)) / along
     # A plateau with a soft rim, ragged by smooth noise: no lesion is an ellipse.
-    ragged = _blurred(rng.standard_normal(mask.shape, dtype=np.float32), 0.03 * side)
+    grain = rng.standard_normal((y.size, x.size), dtype=np.float32)
+    ragged = _blurred(grain, 0.03 * side / step)
     ragged *= 0.4 / max(float(ragged.std()), 1e-6)
     distance = np.sqrt(u * u + v * v).astype(np.float32) + ragged
-    cover: Unit = np.clip((1.5 - distance) / 1.0, 0, 1).astype(np.float32)
-    return cover
+    coarse = np.clip(1.5 - distance, 0, 1)
+    cover: NDArray[Any] = cv2.resize(coarse, (x.size * step, y.size * step))
+    return cover[:h, :w]
+
+
+def _step(side: int) -> int:
+    # Pixels of the image to a pixel of the coarse grid, which has 64 along its longer side.
+    return max(1, side // 64)
 
 
 def _effusion(mask: NDArray[np.bool_], side: int, rng: np.random.Generator) -> Unit:
@@ -81,12 +94,12 @@ def _effusion(mask: NDArray[np.bool_], side: int, rng: np.random.Generator) -> U
     rows = np.nonzero(mask.any(axis=1))[0]
     level = rng.uniform(0.3, 0.95) * (rows[-1] - rows[0]) + rows[0]
     slope = rng.uniform(-0.4, 0.4)
-    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    y, x = np.ogrid[np.float32(0) : mask.shape[0], np.float32(0) : mask.shape[1]]
     middle = np.nonzero(mask.any(axis=0))[0].mean()
     soft = rng.uniform(0.01, 0.08) * side
-    depth = (y - level - slope * (x - middle)) / soft
+    depth = (y - level) / soft + np.float32(0.5) - slope * (x - middle) / soft
     half = (x < middle) if rng.random() < 0.5 else (x >= middle)
-    cover: Unit = (np.clip(depth + 0.5, 0, 1) * half).astype(np.float32)
+    cover: Unit = (np.clip(depth, 0, 1) * half).astype(np.float32)
     return cover
 
 

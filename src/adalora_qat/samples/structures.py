@@ -86,7 +86,13 @@ def split_sides(union: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     None where the two largest components are not clearly one lung each: lungs that touch, one
     that is nearly gone, or pieces that could belong to either.
     """
-    count, labels, stats, centres = cv2.connectedComponentsWithStats(union.astype(np.uint8))
+    x, y, across, down = cv2.boundingRect(union.view(np.uint8))
+    box = slice(y, y + down), slice(x, x + across)
+    # 16 bits are faster, and enough for as many components as a quarter of the pixels.
+    count, labels, stats, centres = cv2.connectedComponentsWithStats(
+        union[box].view(np.uint8),
+        ltype=cv2.CV_16U if across * down < 2**17 else cv2.CV_32S,
+    )
     if count < 3:
         return None
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -97,4 +103,6 @@ def split_sides(union: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     if balance < _LEAST_BALANCE or apart < _LEAST_APART or rest > _MOST_REST:
         return None
     right, left = sorted((first, second), key=lambda label: float(centres[label][0]))
-    return np.stack([labels == right, labels == left])
+    halves = np.zeros((2, *union.shape), np.bool_)
+    halves[0][box], halves[1][box] = labels == right, labels == left
+    return halves

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import torch
 from torch import Tensor
 
-from adalora_qat.samples.dataset import SegmentationDataset, collate
+from adalora_qat.samples.dataset import SegmentationDataset, collate, unexpanded
+from adalora_qat.samples.makers import Makers
 from adalora_qat.train.features import Features
 from adalora_qat.train.sampling import MicroBatch
 
@@ -28,16 +30,21 @@ class _Made:
 
 
 class Feed:
-    """A data set as the objective wants it, made ahead by threads, each a batch at a time.
+    """A data set as the objective wants it, made ahead, a batch by each worker at a time.
 
-    Threads rather than processes: OpenCV, NumPy and PyTorch let go of the interpreter's lock, a
-    sample depends on seed, epoch and index alone, and nothing is copied between processes. The
-    threads also send batches to a GPU, on a stream of their own: the training stream waits for
-    neither the copy nor the page-locking.
+    Workers are threads: OpenCV, NumPy and PyTorch let go of the interpreter's lock, a sample
+    depends on seed, epoch and index alone, and nothing is copied between processes. The threads
+    also send batches to a GPU, on a stream of their own: the training stream waits for neither
+    the copy nor the page-locking. With ``processes`` each thread has a batch made by a process.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, features: Features | None = None, workers: int = 2
+        self,
+        dataset: SegmentationDataset,
+        features: Features | None = None,
+        workers: int = 2,
+        *,
+        processes: bool = False,
     ) -> None:
         self.dataset = dataset
         self.features = features
@@ -49,6 +56,8 @@ class Feed:
         self._workers = workers
         self._device = _CPU
         self._copies: torch.cuda.Stream | None = None
+        self._processes = processes
+        self._makers: Makers | None = None
         self._rest: Iterator[MicroBatch] = iter(())
         self._ahead: deque[tuple[MicroBatch, Future[_Made]]] = deque()
 
@@ -63,7 +72,11 @@ class Feed:
         self._device = device
         if device.type == "cuda" and self._copies is None:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._rest = iter(micros)
+        planned = list(micros)
+        if self._processes and self._makers is None and planned:
+            largest = max(len(micro.indices) for micro in planned)
+            self._makers = Makers(self.dataset, self._workers, largest)
+        self._rest = iter(planned)
         for _ in range(self._workers + 1):
             self._submit()
 
@@ -81,6 +94,8 @@ class Feed:
                 # Memory of the copying stream, which must not be used again too early.
                 tensor.record_stream(stream)
         moved = {name: t.to(device, non_blocking=True) for name, t in made.tensors.items()}
+        if moved["masks"].dtype == torch.uint8:
+            moved["masks"] = moved["masks"].float()
         if self.features is not None:
             moved["inputs"] = self.features.take(micro.indices, device)
         return moved, made.ids
@@ -91,31 +106,30 @@ class Feed:
             self._ahead.append((micro, self._pool.submit(self._sent, micro)))
 
     def _sent(self, micro: MicroBatch) -> _Made:
-        made = self._made(micro)
+        """Make a batch ahead, in a process if there are any, and send it to the device."""
         if self._copies is None:
-            return made
+            return self._made(micro)
         with torch.cuda.stream(self._copies):
-            tensors = {name: _to(t, self._device) for name, t in made.tensors.items()}
+            made = self._made(micro, partial(_to, device=self._device))
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._copies)
-        return _Made(tensors, made.ids, arrived)
+        return replace(made, arrived=arrived)
 
-    def _made(self, micro: MicroBatch) -> _Made:
-        batch = collate([self.dataset[index] for index in micro.indices])
-        tensors = {
-            "boxes": batch.boxes,
-            "masks": batch.masks,
-            "valid": batch.valid,
-            "weights": torch.tensor(micro.weights),
-            **batch.named,
-        }
-        if self.features is None:
-            tensors["inputs"] = batch.images
-        return _Made(tensors, batch.ids)
+    def _made(self, micro: MicroBatch, send: Callable[[Tensor], Tensor] | None = None) -> _Made:
+        if self._makers is not None:
+            tensors, ids = self._makers.batch(micro.indices, send or Tensor.clone)
+        else:
+            batch = collate([self.dataset[index] for index in micro.indices])
+            tensors, ids = batch.tensors(), batch.ids
+            if self.features is not None:
+                del tensors["inputs"]
+            if send is not None:
+                tensors = {name: send(tensor) for name, tensor in tensors.items()}
+        weights = torch.tensor(micro.weights)
+        return _Made({**tensors, "weights": send(weights) if send else weights}, ids)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    # What is expanded (equal channels, a map of ones) travels once.
-    once = tensor[tuple(slice(None if step else 1) for step in tensor.stride())]
-    sent = once.contiguous().pin_memory().to(device, non_blocking=True)
+    # What is expanded travels once.
+    sent = unexpanded(tensor).contiguous().pin_memory().to(device, non_blocking=True)
     return sent.expand(tensor.shape)

@@ -124,9 +124,13 @@ class Loop:
         """Return the mean Dice on the validation samples, over all processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         total = torch.zeros(2, device=self.accelerator.device)
-        for first in range(rank * 8, len(self.val), world * 8):
-            indices = tuple(range(first, min(first + 8, len(self.val))))
-            micro = MicroBatch(indices, (1.0,) * len(indices))
+        chunks = [
+            tuple(range(first, min(first + 8, len(self.val))))
+            for first in range(rank * 8, len(self.val), world * 8)
+        ]
+        micros = [MicroBatch(indices, (1.0,) * len(indices)) for indices in chunks]
+        self.val.begin(self.state.epoch, micros, self.accelerator.device)
+        for micro in micros:
             tensors, _ = self.val.batch(micro, self.accelerator.device)
             with self.accelerator.autocast():
                 dice = self.plain.dice(tensors)

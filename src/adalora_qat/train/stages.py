@@ -68,6 +68,8 @@ class Resources:
     cache : where decoded images are kept; a folder of the run if None.
     workers : threads that decode images and make samples; more than four mostly wait for one
         another, and for the thread that feeds the device.
+    makers : processes that make augmented samples beside a GPU, for each process that trains;
+        None takes up to 8, as there are processors, and 0 leaves it to the threads.
     checkpoint_seconds : time between checkpoints inside an epoch.
     track : trackers that are told the losses too: "tensorboard", "mlflow".
     on_step : told after each optimizer step.
@@ -79,6 +81,7 @@ class Resources:
     feature_bytes: int = 8 * 2**30
     cache: Path | None = None
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    makers: int | None = None
     checkpoint_seconds: float = 60.0
     track: tuple[str, ...] = ()
     on_step: Callable[[StepReport], None] | None = None
@@ -218,10 +221,11 @@ class Training:
         # A teacher computes its own features, from the images.
         entry = "image" if teacher else self._entry(segmenter, settings, len(train) + len(val))
         objective = Objective(segmenter, weights, entry, settings.accumulate, teacher)
-        train_feed, val_feed = (
-            Feed(data, self._features(objective, data), self.resources.workers)
-            for data in (train, val)
+        makers, workers = self._makers(), self.resources.workers
+        train_feed = Feed(
+            train, self._features(objective, train), makers or workers, processes=makers > 0
         )
+        val_feed = Feed(val, self._features(objective, val), workers)
         settings = replace(settings, accumulate=self._in_memory(settings, objective, train_feed))
         objective.accumulate = settings.accumulate
         mode = None
@@ -240,6 +244,15 @@ class Training:
             self.run.stage(settings.stage) / "checkpoints",
             self.resources.on_step,
         )
+
+    def _makers(self) -> int:
+        """Return how many processes make samples: none where threads suffice."""
+        if self.accelerator.device.type != "cuda" or not self.config.data.augment.enabled:
+            return 0
+        if self.resources.makers is not None:
+            return self.resources.makers
+        share: int = (os.cpu_count() or 1) // self.accelerator.num_processes
+        return max(1, min(8, share - 1))
 
     def _in_memory(self, settings: FitSettings, objective: Objective, train: Feed) -> int:
         """Return the micro-batches of a step: the recipe's, or as many as a CPU's memory needs.
