@@ -1,5 +1,6 @@
 """Augmentation: image and mask move as one, tones stay in range, nothing else happens."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -75,6 +76,23 @@ def test_a_shift_of_whole_pixels_moves_an_outline_by_just_that() -> None:
     np.testing.assert_array_equal(moved_masks(masks, matrix), expected)
 
 
+@pytest.mark.parametrize("number", range(12))
+def test_moving_the_box_of_a_mask_moves_the_mask(number: int) -> None:
+    """Against OpenCV on the whole plane, also for masks at and over the edges."""
+    rng = draw(number)
+    masks = np.zeros((3, 70, 90), bool)
+    masks[0, 20:40, 30:70] = masks[1, :9, 80:] = masks[2, 60:, :] = True
+    masks &= rng.random(masks.shape) < 0.9
+    matrix = cv2.getRotationMatrix2D((44.5, 34.5), rng.uniform(-40, 40), rng.uniform(0.6, 1.6))
+    matrix[:, 2] += rng.uniform(-50, 50, 2)
+    planes = [cv2.warpAffine(mask.astype(np.float32), matrix, (90, 70)) for mask in masks]
+    moved, expected = moved_masks(masks, matrix), np.stack(planes) > 0.5
+    # OpenCV rounds positions, which depend on where the plane begins: ties may fall either way.
+    assert (moved != expected).sum() <= 0.002 * masks.size
+    far = np.stack([cv2.dilate(each.astype(np.uint8), np.ones((3, 3))) for each in expected])
+    assert not (moved & (far == 0)).any()
+
+
 def test_half_a_pixel_does_not_drift() -> None:
     _, masks = picture()
     centre = np.argwhere(masks[0]).mean(axis=0)
@@ -119,3 +137,44 @@ def test_noise_is_gaussian_of_the_drawn_strength() -> None:
         assert abs(rows) < 0.02
     assert 0.03 < max(strengths) < 0.051
     assert min(strengths) < 0.01
+
+
+def exposed(probability: float, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    ramp = np.tile(np.linspace(0, 1, 4096, dtype=np.float32), (4, 1))
+    config = AugmentConfig(**STILL, **TONELESS, exposure=probability)
+    masks = np.ones((1, *ramp.shape), bool)
+    return ramp[0], [augment(ramp, masks, config, draw(n))[0][0] for n in range(count)]
+
+
+def test_exposure_burns_out_dims_and_cuts_off() -> None:
+    ramp, curves = exposed(1, 200)
+    white, black = (np.array([(c == end).mean() for c in curves]) for end in (1, 0))
+    for curve in curves:
+        middle = (curve > 0.02) & (curve < 0.98)
+        assert curve.min() >= 0 and curve.max() <= 1
+        # A straight, rising line between what is cut off.
+        line = np.polynomial.Polynomial.fit(ramp[middle], curve[middle], 1)
+        np.testing.assert_allclose(curve[middle], line(ramp[middle]), atol=1 / 2000)
+        assert line.convert().coef[1] > 0.5
+    assert 0.3 < white.max() < 0.6 and 0.1 < black.max() < 0.34
+    # Overexposed, cut off below, and neither: none is rare.
+    assert min((white > 0.1).mean(), (black > 0.05).mean(), (white < 0.01).mean()) > 0.1
+    assert min(curve.max() for curve in curves) < 0.7
+
+
+def test_exposure_is_as_frequent_as_asked_and_off_by_default() -> None:
+    assert AugmentConfig().exposure == 0
+    ramp, curves = exposed(0.3, 300)
+    changed = np.mean([np.abs(curve - ramp).max() > 0.01 for curve in curves])
+    assert abs(changed - 0.3) < 0.08
+
+
+def test_exposure_leaves_other_draws_alone() -> None:
+    unit, masks = picture()
+    plain = AugmentConfig(noise=0.05, blur_px=1.0, contrast=0, gamma=0)
+    never = plain.model_copy(update={"exposure": 1e-9})
+    always = plain.model_copy(update={"exposure": 1.0})
+    one, two, three = (augment(unit, masks, c, draw(5)) for c in (plain, never, always))
+    np.testing.assert_array_equal(one[0], two[0])
+    np.testing.assert_array_equal(one[1], three[1])
+    assert (one[0] != three[0]).any()

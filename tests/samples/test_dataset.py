@@ -1,6 +1,7 @@
 """Samples and batches: shapes, frames, and randomness that depends on nothing but the sample."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,8 @@ def test_batch_has_the_shapes_it_promises(records: list[Record]) -> None:
     assert batch.boxes.shape == (5, 3, 4)
     assert batch.masks.shape == (5, 3, 64, 64)
     assert batch.valid.shape == (5, 1, 64, 64)
-    assert {t.dtype for t in (batch.images, batch.boxes, batch.masks, batch.valid)} == {
-        torch.float32
-    }
+    assert {t.dtype for t in (batch.images, batch.boxes, batch.valid)} == {torch.float32}
+    assert batch.masks.dtype == torch.uint8 and batch.masks.max() == 1
     assert batch.valid[0].all()
     assert batch.valid[1].sum() == 48 * 64  # 60 of 80 rows
     assert not batch.images[1, :, 48:].any()
@@ -163,4 +163,28 @@ def test_the_cache_changes_nothing(
 def test_records_without_the_target_are_named(records: list[Record]) -> None:
     config = DataConfig(prompt=PromptConfig(target="infection"))
     with pytest.raises(DataError, match=r"5 of 5 records have no infection mask.*phantom_000000"):
+        SegmentationDataset(records, config, FRAME)
+
+
+def test_a_repeated_data_set_is_drawn_anew_each_time(records: list[Record]) -> None:
+    ours, theirs = records[:2], [replace(r, source="other") for r in records[2:]]
+    plain = SegmentationDataset([*ours, *theirs], AUGMENTED, FRAME)
+    config = AUGMENTED.model_copy(update={"repeat": {"phantom": 3}})
+    dataset = SegmentationDataset([*ours, *theirs], config, FRAME)
+    names = [record.id for record in dataset.records]
+    assert names == [r.id for r in (*ours[:1] * 3, *ours[1:] * 3, *theirs)]
+    first, second, third = (dataset[i] for i in range(3))
+    # The first time is what it was without repeats; the others are other draws of the same image.
+    assert torch.equal(first.image, plain[0].image) and torch.equal(first.boxes, plain[0].boxes)
+    assert not torch.equal(first.image, second.image)
+    assert not torch.equal(second.image, third.image)
+    assert first.id == second.id == third.id
+    assert torch.equal(dataset[6].image, plain[2].image)
+    assert torch.equal(second.image, SegmentationDataset(ours, config, FRAME)[1].image)
+    assert len(SegmentationDataset(ours, config, FRAME, train=False)) == 2
+
+
+def test_a_repeat_of_an_absent_data_set_is_named(records: list[Record]) -> None:
+    config = DataConfig(repeat={"jsrt": 2})
+    with pytest.raises(DataError, match=r"data\.repeat names jsrt.*these are of phantom"):
         SegmentationDataset(records, config, FRAME)

@@ -39,6 +39,27 @@ def test_batches_made_ahead_are_those_made_on_demand(
         assert one["inputs"].shape == (len(ids), 3, 64, 64)
 
 
+def test_processes_make_what_threads_make(
+    tiny: Callable[..., RunConfig], phantoms: list[Record]
+) -> None:
+    config = tiny("data.augment.enabled=true")
+    made = Feed(dataset(config, phantoms[:7]), workers=1, processes=True)
+    here = Feed(dataset(config, phantoms[:7]), workers=1)
+    for epoch in (1, 2):
+        steps = [step[0] for step in plan_epoch(7, 3, seed=0, epoch=epoch)]
+        made.begin(epoch, steps, CPU)
+        here.begin(epoch, steps, CPU)
+        kept = []
+        for micro in steps:
+            (one, ids), (two, names) = made.batch(micro, CPU), here.batch(micro, CPU)
+            assert ids == names
+            assert one.keys() == two.keys()
+            assert {t.dtype for t in one.values()} == {torch.float32}
+            kept.append((one, two))
+        # Compared at the end: the memory they were made in has been used again since.
+        assert all(torch.equal(one[name], two[name]) for one, two in kept for name in two)
+
+
 def test_kept_features_take_the_place_of_images(
     tiny: Callable[..., RunConfig], phantoms: list[Record]
 ) -> None:
