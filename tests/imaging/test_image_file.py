@@ -197,6 +197,34 @@ def test_lenient_takes_what_the_decoder_makes_of_it(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_lenient_reads_what_is_there_of_a_jpeg_that_is_cut(
+    tmp_path: Path, progressive: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 64), dtype=np.uint8)
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(noise).save(path, quality=95, progressive=progressive)
+    whole = load_image(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cut\.jpg.*truncated"):
+        load_image(path)
+    found = load_image(path, lenient=True)
+    assert found.shape == whole.shape
+    if not progressive:
+        np.testing.assert_array_equal(found[:96], whole[:96])
+        assert len(np.unique(found[-64:])) < 20  # what libjpeg fills in
+
+
+def test_a_large_colour_image_is_read_as_a_small_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (600, 7, 4), dtype=np.uint8)
+    pixels = load_image(saved(tmp_path / "alpha.png", Image.fromarray(colours)))
+    over_black = colours[..., :3] * (colours[..., 3:] / 255.0)
+    assert np.abs(pixels - over_black).max() <= 1
+    plain = load_image(saved(tmp_path / "plain.png", Image.fromarray(colours[..., :3])))
+    np.testing.assert_array_equal(plain, colours[..., :3])
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_reading_changes_no_pixel_of_a_sound_file(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP))

@@ -10,14 +10,18 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from adalora_qat.checkpoint import MODEL_FILE, load_model, save_model
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, save_model
 from adalora_qat.config import ModelConfig, RunConfig
+from adalora_qat.corpus.sources import read_source
 from adalora_qat.errors import CheckpointError
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.weights import build
-from adalora_qat.phantom.phantom import phantom
+from adalora_qat.phantom.phantom import phantom, write_phantoms
 from adalora_qat.quantize.batch_norm import fold_batch_norms
+from adalora_qat.quantize.prepare import quantized_layers
+from adalora_qat.recipe import load_config
 from adalora_qat.runtime.packaged import MODEL, packaged_predictor, weights_folder
+from adalora_qat.train.stages import Resources, Training
 
 
 def test_the_packaged_model_can_be_trained_from() -> None:
@@ -92,6 +96,31 @@ def test_a_model_that_began_from_the_package_loads_again(tmp_path: Path) -> None
     assert description["variant"] == "litemedsam"
     state = again.state_dict()
     assert all(torch.equal(state[n], values) for n, values in segmenter.state_dict().items())
+
+
+def test_quantizing_again_keeps_what_little_was_learned(tmp_path: Path) -> None:
+    overrides = ("stage2.batch_size=1", "quantize.calibration_batches=1")
+    run = RunFolder.create(tmp_path / "run", load_config("litemedsam-finetune", overrides))
+    segmenter, _ = build(run.config.model)
+    name = "mask_decoder.transformer.layers.0.mlp.lin2"
+    layer, generator = segmenter.get_submodule(name), torch.Generator().manual_seed(0)
+    assert isinstance(layer, nn.Linear)
+    step = layer.weight.detach().abs().max() / 127
+    moved = torch.outer(*(torch.randn(n, generator=generator) for n in layer.weight.shape))
+    moved *= 0.05 * step
+    before = layer.weight.detach().clone()
+    layer.weight.data += moved
+    save_model(segmenter, run.stage("stage1") / MODEL_FILE, run.config, "stage1")
+    write_phantoms(tmp_path / "phantoms", 2, seed=0, side=64)
+    records = read_source("phantom", tmp_path / "phantoms").records
+    Training(run, records[:1], records[1:], Resources(cpu=True, workers=1)).quantize()
+    quantized = quantized_layers(load_model(run.stage("ptq") / MODEL_FILE)[0])
+    change = quantized[name].quantized_weight().detach() - before
+    # By rounding to nearest it would be undone: 0.
+    assert (change * moved).sum() / moved.square().sum() == pytest.approx(1, abs=0.1)
+    other = name.replace("lin2", "lin1")
+    untouched = segmenter.get_submodule(other).weight.detach()
+    torch.testing.assert_close(quantized[other].quantized_weight().detach(), untouched)
 
 
 @pytest.mark.weights

@@ -17,6 +17,7 @@ from adalora_qat.quantize.prepare import (
     prepare,
     quantized_layers,
     refresh,
+    spread,
 )
 
 EVERYTHING = "name: x\nrows: [{match: '*', weight: {bits: 8}, activation: {bits: 8}}]"
@@ -243,3 +244,30 @@ def test_compiled_training_step_equals_the_eager_one() -> None:
     torch.testing.assert_close(found, eager)
     for parameter, expected in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_spread_keeps_what_rounding_alone_would_undo() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer, untouched = nn.Linear(64, 64), nn.Linear(64, 64)
+    for each in (layer, untouched):
+        # As they come from an INT8 file: on a grid, which 127 fixes.
+        on_grid = torch.randint(-127, 128, (64, 64), generator=generator)
+        on_grid[0, 0] = 127
+        each.weight.data = on_grid * 0.01
+    before = layer.weight.detach().clone()
+    # A tenth of a step, of rank 1.
+    moved = torch.outer(*torch.randn(2, 64, generator=generator).sign()) * 0.001
+    layer.weight.data += moved
+    model = calibrated(nn.Sequential(layer, untouched), torch.rand(8, 64), observer="mse")
+    first, second = quantized_layers(model).values()
+    assert isinstance(first, FakeQuantLayer) and isinstance(second, FakeQuantLayer)
+
+    def survives() -> float:
+        change = first.quantized_weight().detach() - before
+        return float((change * moved).sum() / moved.square().sum())
+
+    integers = second.weight_quantizer.integers(second.effective_weight())
+    assert abs(survives()) < 0.01
+    spread(model, seed=0)
+    assert survives() == pytest.approx(1, abs=0.15)
+    assert torch.equal(second.weight_quantizer.integers(second.effective_weight()), integers)

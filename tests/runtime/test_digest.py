@@ -10,6 +10,7 @@ from onnx_toy import write_sealed_toy, write_toy
 from adalora_qat.errors import CheckpointError
 from adalora_qat.files import sha256_file
 from adalora_qat.runtime.digest import DIGITS, KEY, verified_sha256
+from adalora_qat.runtime.model import load
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 
@@ -70,8 +71,20 @@ def test_what_is_no_model_is_left_to_the_runtime(content: bytes, tmp_path: Path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot read .*none\.onnx"):
+    with pytest.raises(CheckpointError, match=r"none\.onnx does not exist"):
         verified_sha256(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("flipped", [b"AveragePool", b'{"side"'])
+def test_damage_is_told_before_the_runtime_or_the_metadata_complain(
+    toy: Path, tmp_path: Path, flipped: bytes
+) -> None:
+    data = bytearray(toy.read_bytes())
+    data[data.index(flipped)] ^= 1
+    (tmp_path / "flipped.onnx").write_bytes(data)
+    for opened in (load, OnnxPredictor):
+        with pytest.raises(CheckpointError, match=r"flipped\.onnx is damaged"):
+            opened(tmp_path / "flipped.onnx")
 
 
 def test_a_predictor_refuses_a_file_with_a_flipped_bit(toy: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from adalora_qat.errors import DataError, printable
 from adalora_qat.imaging.integrity import (
@@ -39,6 +40,9 @@ _UNREADABLE = (
     "leave it out"
 )
 _PNG_END = b"IEND\xaeB`\x82"
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Rows of a colour image that are converted at a time.
+_ROWS = 256
 
 
 def load_image(path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = False) -> NDArray[Any]:
@@ -155,13 +159,25 @@ def _opened(path: Path, lenient: bool = True) -> Iterator[Image.Image]:
     with warnings_heard() as said:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(_ended(path) if lenient else path, formats=FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
         if said and not lenient:
             raise DataError(f"damaged ({first_line(said[0])}); copy it again or leave it out")
         yield image
+
+
+def _ended(path: Path) -> Path | BytesIO:
+    """Return a file, with the mark of its end if it is a JPEG: libjpeg then decodes what is there.
+
+    Pillow refuses a JPEG that is cut; the switch against it is one for the whole process.
+    """
+    with path.open("rb") as handle:
+        if handle.read(len(_JPEG_START)) != _JPEG_START:
+            return path
+        handle.seek(0)
+        return BytesIO(handle.read() + _JPEG_END)
 
 
 def _check_whole(path: Path, image: Image.Image, size: int) -> None:
@@ -205,21 +221,33 @@ def picture_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> NDArr
 
 
 def _upright_pixels(image: Image.Image) -> NDArray[Any]:
-    upright = ImageOps.exif_transpose(image)
+    # Transposing copies, and most files have nothing to transpose.
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
     mode = upright.mode
     if mode == "1":
         return np.asarray(upright.convert("L"))
-    if mode == "L" or mode == "RGB":
+    if mode == "L":
         return np.array(upright)
     if mode.startswith("I;16"):
         return np.asarray(upright).astype(np.uint16)
     if mode in ("I", "F"):
         return np.array(upright)
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in upright.info:
-        colour = upright.convert("RGBA")
-        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
-        return np.asarray(Image.alpha_composite(black, colour).convert("RGB"))
-    return np.asarray(upright.convert("RGB"))
+    return _colour(upright)
+
+
+def _colour(image: Image.Image) -> NDArray[np.uint8]:
+    """Return (H, W, 3), transparency over black, converted some rows at a time to save memory."""
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        if transparent:
+            strip = strip.convert("RGBA")
+            black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
+            strip = Image.alpha_composite(black, strip)
+        pixels[top : top + _ROWS] = strip.convert("RGB")
+    return pixels
 
 
 def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:

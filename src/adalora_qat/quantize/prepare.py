@@ -8,6 +8,7 @@ ends that. What is frozen is what ``convert`` and the exporter ship: nothing cal
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,6 +18,9 @@ from adalora_qat.quantize.fake_quant import FakeQuantizer
 from adalora_qat.quantize.layers import FakeQuantLayer, FakeQuantParameter, wrap
 from adalora_qat.quantize.numerics import LayerNumerics
 from adalora_qat.quantize.policy import Policy
+
+# Of half a step; a little less than all, so that a weight on the grid is never half-way.
+_WITHIN = 0.9999
 
 
 def prepare(
@@ -101,6 +105,29 @@ def freeze(model: nn.Module) -> list[str]:
         and layer.input_quantizer is not None
         and not layer.input_quantizer.active
     ]
+
+
+@torch.no_grad()
+def spread(model: nn.Module, seed: int) -> None:
+    """Move the frozen weights at random within half a step, so that rounding keeps their means.
+
+    Rounding undoes what moved a weight by less than half a step. Weights that came from an INT8
+    file begin on the grid that they return to, so that all of a short fine-tuning would be lost.
+    With uniform noise added, a weight goes to either neighbour as often as it is near to it
+    (stochastic rounding, Gupta et al. 2015); one on the grid stays there.
+
+    Parameters
+    ----------
+    model : prepared and frozen; master weights are changed in place.
+    seed : of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in quantized_layers(model).values():
+        if isinstance(layer, FakeQuantLayer):
+            weight: Tensor = layer.layer.weight  # type: ignore[assignment]
+            noise = torch.rand(weight.shape, generator=generator).to(weight.device) - 0.5
+            weight += _WITHIN * noise * layer.weight_quantizer.broadcast(weight)
+    refresh(model)
 
 
 def learn(model: nn.Module) -> dict[str, nn.Parameter]:

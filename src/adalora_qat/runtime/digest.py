@@ -63,6 +63,8 @@ def verified_sha256(path: Path) -> str:
             for chunk in _chunks(file):
                 whole.update(chunk)
                 blanked.update(chunk)
+    except FileNotFoundError:
+        raise CheckpointError(f"model file {path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     if start is not None and blanked.hexdigest().encode("ascii") != stated:

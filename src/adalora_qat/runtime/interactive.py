@@ -87,6 +87,7 @@ class InteractivePredictor:
         low_memory: bool = False,
     ) -> None:
         self.path, self.decoder_path = Path(encoder), Path(decoder)
+        self.sha256, self.decoder_sha256 = map(verified_sha256, (self.path, self.decoder_path))
         self._encoder = open_session(self.path, threads, low_memory=low_memory)
         self._decoder = open_session(self.decoder_path, threads, low_memory=low_memory)
         self.metadata = read_metadata(self._encoder, str(encoder), "encoder")
@@ -94,7 +95,6 @@ class InteractivePredictor:
         if (self.metadata.sources, self.metadata.policy) != (other.sources, other.policy):
             raise CheckpointError(f"{encoder} and {decoder} are not halves of one model")
         self._name = name or self.path.stem
-        self.sha256, self.decoder_sha256 = map(verified_sha256, (self.path, self.decoder_path))
         self.assurance = Assurance.of(self.metadata, str(encoder))
 
     @property

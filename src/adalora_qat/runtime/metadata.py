@@ -149,7 +149,10 @@ class ModelMetadata:
             values.pop("digest", None)
             if isinstance(values.get("structures"), list):
                 values["structures"] = tuple(values["structures"])
-            return cls(**{**values, "frame": Frame(**values["frame"])})
+            frame = values.get("frame")
+            if not isinstance(frame, dict):
+                raise ValueError(f"frame={_shown(frame)}")
+            return cls(**{**values, "frame": Frame(**frame)})
         # Deep nesting in JSON ends in a RecursionError, a long integer in an OverflowError.
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise CheckpointError(

@@ -25,6 +25,7 @@ from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
+from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.interactive import EncodedImage, InteractivePredictor
 from adalora_qat.runtime.metadata import ModelMetadata
@@ -70,6 +71,7 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     if path is None:
         return Model(packaged_predictor(threads))
     file = Path(path)
+    verified_sha256(file)  # before ONNX Runtime sees a damaged file
     session = open_session(file, threads)
     part = read_metadata(session, str(file)).part
     if part == "whole":

@@ -142,10 +142,11 @@ class OnnxPredictor:
     ) -> None:
         self.path = Path(path)
         self._name = name or self.path.stem
+        # Before ONNX Runtime sees the file: it says less of what is wrong with a damaged one.
+        self.sha256 = verified_sha256(self.path)
         self._session = session or open_session(self.path, threads, low_memory=low_memory)
         self._low_memory = low_memory
         self.metadata = read_metadata(self._session, str(self.path), "whole")
-        self.sha256 = verified_sha256(self.path)
         self.assurance = Assurance.of(self.metadata, str(self.path))
         given = {output.name for output in self._session.get_outputs()}
         self._gives_embeddings = "embeddings" in given

@@ -35,7 +35,7 @@ from adalora_qat.quantize.batch_norm import fold_batch_norms
 from adalora_qat.quantize.compensate import compensable, compensate, watching_inputs
 from adalora_qat.quantize.movement import lambda_movement, lambdas
 from adalora_qat.quantize.policy import load_policy
-from adalora_qat.quantize.prepare import freeze, observe, prepare
+from adalora_qat.quantize.prepare import freeze, observe, prepare, spread
 from adalora_qat.samples.cache import PlaneCache
 from adalora_qat.samples.dataset import SegmentationDataset
 from adalora_qat.samples.structures import wanted
@@ -156,6 +156,8 @@ class Training:
             observe(segmenter)
             self._calibrate_and_compensate(segmenter)
             freeze(segmenter)
+            if config.model.weights == "packaged":
+                spread(segmenter, config.seed)
         if self.accelerator.is_main_process:
             save_model(segmenter, self.run.stage("ptq") / MODEL_FILE, config, "ptq")
         self.accelerator.wait_for_everyone()
@@ -349,8 +351,13 @@ class Training:
             objective.entry,
             self.accelerator.device,
             autocast=self.accelerator.autocast,
+            chunk=self._at_once(8),
             progress=self.resources.progress,
         )
+
+    def _at_once(self, images: int) -> int:
+        """Return how many images to compute at once: on a CPU few, which are no slower."""
+        return 2 if self.accelerator.device.type == "cpu" else images
 
     def _calibrate_and_compensate(self, segmenter: Segmenter) -> None:
         """Calibrate; then give layers of few bits their branches, if the recipe asks for them."""
@@ -372,8 +379,9 @@ class Training:
         steps = plan_epoch(len(dataset), size, seed=self.config.seed + 1, epoch=0)
         indices = [i for step in steps[: self.config.quantize.calibration_batches]
                    for i in step[0].indices]  # fmt: skip
-        for first in range(0, len(indices), 4):
-            chunk = tuple(indices[first : first + 4])
+        few = self._at_once(4)
+        for first in range(0, len(indices), few):
+            chunk = tuple(indices[first : first + few])
             micro = MicroBatch(chunk, (1.0,) * len(chunk))
             tensors, _ = feed.batch(micro, self.accelerator.device)
             with self.accelerator.autocast():
