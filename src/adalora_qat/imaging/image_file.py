@@ -246,7 +246,7 @@ def _colour(image: Image.Image) -> NDArray[np.uint8]:
             strip = strip.convert("RGBA")
             black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
             strip = Image.alpha_composite(black, strip)
-        pixels[top : top + _ROWS] = strip.convert("RGB")
+        pixels[top : top + _ROWS] = np.asarray(strip.convert("RGB"))
     return pixels
 
 
