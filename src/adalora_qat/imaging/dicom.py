@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset as read_elements
-from pydicom.filereader import read_file_meta_info
 
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.dicom_pixels import display, stored_values
 from adalora_qat.imaging.image_file import MAX_PIXELS, check_pixel_count, check_readable
 from adalora_qat.imaging.integrity import first_line, refusing, warnings_heard
+from adalora_qat.imaging.memory_file import File, source_of
 
 DEFAULT_SALT = "adalora-qat"
 
@@ -110,7 +109,7 @@ class DicomImage(DicomHeader):
 
 
 def read_dicom_header(
-    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS
+    path: File, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS
 ) -> DicomHeader:
     """Read and check the header of a radiograph, without its pixels.
 
@@ -129,7 +128,7 @@ def read_dicom_header(
 
 
 def read_dicom(
-    path: Path, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+    path: File, salt: str = DEFAULT_SALT, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
 ) -> DicomImage:
     """Read a radiograph the way a viewer shows it, bones bright.
 
@@ -183,7 +182,7 @@ def patient_hash(patient_id: str, salt: str = DEFAULT_SALT) -> str | None:
 
 
 @contextmanager
-def _refusing(path: Path | str, lenient: bool) -> Iterator[None]:
+def _refusing(path: File | str, lenient: bool) -> Iterator[None]:
     """Name the file in refusals, and refuse what pydicom raises or warns of."""
     damaged = ": damaged or truncated DICOM ({}); copy it again or leave it out"
     with refusing(path, damaged):
@@ -195,7 +194,7 @@ def _refusing(path: Path | str, lenient: bool) -> Iterator[None]:
             raise DataError(f"damaged or against the standard ({first_line(odd[0])})")
 
 
-def _open(path: Path, max_pixels: int, lenient: bool, header_only: bool) -> Dataset:
+def _open(path: File, max_pixels: int, lenient: bool, header_only: bool) -> Dataset:
     size, most = check_readable(path), 2 * max_pixels + HEADER_BYTES
     if not 0 < size <= most:
         raise DataError(f"{size} bytes long, which no radiograph is; copy it again")
@@ -205,7 +204,7 @@ def _open(path: Path, max_pixels: int, lenient: bool, header_only: bool) -> Data
     if uid.DeflatedExplicitVRLittleEndian.encode() in head:
         dataset, size = _inflated(path, most)
     else:
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
+        dataset = pydicom.dcmread(source_of(path), force=True, stop_before_pixels=header_only)
     if "Rows" not in dataset or "Columns" not in dataset:
         kind = "DICOM without an image" if head[128:132] == b"DICM" else "not a DICOM file"
         raise DataError(f"{kind} (no rows and columns in it); leave it out")
@@ -230,12 +229,15 @@ def _check_elements(dataset: Dataset, size: int) -> None:
         raise DataError(f"{rest} bytes after the last element; damaged, or cut and joined")
 
 
-def _inflated(path: Path, most: int) -> tuple[Dataset, int]:
+def _inflated(path: File, most: int) -> tuple[Dataset, int]:
     """Inflate up to a limit, as zlib may make a thousand times as much; also return the size."""
-    meta = read_file_meta_info(path)
     with path.open("rb") as handle:
-        # Behind the preamble, the mark and the element that says how long the others are.
-        handle.seek(144 + int(meta.FileMetaInformationGroupLength))
+        # Behind the preamble and the mark, the element that says how long the others are.
+        handle.seek(132)
+        if handle.read(8) != b"\x02\0\0\0UL\x04\0":
+            raise DataError("a deflated data set whose header has no length; damaged")
+        length = int.from_bytes(handle.read(4), "little")
+        handle.seek(144 + length)
         inflating = zlib.decompressobj(-zlib.MAX_WBITS)
         plain = inflating.decompress(handle.read(), most)
     if inflating.unconsumed_tail:

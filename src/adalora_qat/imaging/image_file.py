@@ -28,6 +28,7 @@ from adalora_qat.imaging.integrity import (
     refusing,
     warnings_heard,
 )
+from adalora_qat.imaging.memory_file import File, source_of
 
 # Formats with a signature and a plain decoder; Pillow's others can start programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
@@ -45,7 +46,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _ROWS = 256
 
 
-def load_image(path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = False) -> NDArray[Any]:
+def load_image(path: File, *, max_pixels: int = MAX_PIXELS, lenient: bool = False) -> NDArray[Any]:
     """Read an image file at its full depth, upright as its EXIF orientation says.
 
     Parameters
@@ -72,7 +73,7 @@ def load_image(path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = Fals
 
 
 def load_mask(
-    path: Path, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+    path: File, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
 ) -> NDArray[np.bool_]:
     """Read a mask file: foreground is above half of its largest value.
 
@@ -99,7 +100,7 @@ def load_mask(
     return foreground
 
 
-def check_readable(path: Path) -> int:
+def check_readable(path: File) -> int:
     """Return the size of a file in bytes, or say why it cannot be read.
 
     Raises
@@ -139,7 +140,7 @@ def check_pixel_count(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def _read(path: Path, max_pixels: int, lenient: bool) -> NDArray[Any]:
+def _read(path: File, max_pixels: int, lenient: bool) -> NDArray[Any]:
     size = check_readable(path)
     with refusing(path, _UNREADABLE), _opened(path, lenient) as image:
         check_pixel_count(image.height, image.width, max_pixels)
@@ -154,12 +155,12 @@ def _read(path: Path, max_pixels: int, lenient: bool) -> NDArray[Any]:
 
 
 @contextmanager
-def _opened(path: Path, lenient: bool = True) -> Iterator[Image.Image]:
+def _opened(path: File, lenient: bool = True) -> Iterator[Image.Image]:
     """Open with the limit of this module and not Pillow's, which is one for the whole process."""
     with warnings_heard() as said:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(_ended(path) if lenient else path, formats=FORMATS)
+            image = Image.open(_ended(path) if lenient else source_of(path), formats=FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
@@ -168,19 +169,19 @@ def _opened(path: Path, lenient: bool = True) -> Iterator[Image.Image]:
         yield image
 
 
-def _ended(path: Path) -> Path | BytesIO:
+def _ended(path: File) -> Path | BytesIO:
     """Return a file, with the mark of its end if it is a JPEG: libjpeg then decodes what is there.
 
     Pillow refuses a JPEG that is cut; the switch against it is one for the whole process.
     """
     with path.open("rb") as handle:
         if handle.read(len(_JPEG_START)) != _JPEG_START:
-            return path
+            return source_of(path)
         handle.seek(0)
         return BytesIO(handle.read() + _JPEG_END)
 
 
-def _check_whole(path: Path, image: Image.Image, size: int) -> None:
+def _check_whole(path: File, image: Image.Image, size: int) -> None:
     """Refuse a file that is cut or damaged, where its format lets that be known."""
     if image.format == "PNG":
         # Pillow passes over the checksums of pixels unless it is asked, and over the end.
@@ -198,7 +199,7 @@ def _check_whole(path: Path, image: Image.Image, size: int) -> None:
         check_strips(image, size)
 
 
-def _pixels(path: Path, image: Image.Image) -> NDArray[Any]:
+def _pixels(path: File, image: Image.Image) -> NDArray[Any]:
     deep = _deep_colour(path, image)
     return _upright_pixels(image) if deep is None else deep
 
@@ -250,7 +251,7 @@ def _colour(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
+def _deep_colour(path: File, image: Image.Image) -> NDArray[np.uint16] | None:
     # Pillow keeps only the high byte of 16-bit colour. Its unpackers for the two byte orders
     # read one byte of each pair, so that two decodings give both halves.
     tiles: list[Any] = getattr(image, "tile", [])
@@ -267,7 +268,7 @@ def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
     return high.astype(np.uint16) * np.uint16(256) + low
 
 
-def _with_order(path: Path, channels: str, order: str) -> NDArray[np.uint8]:
+def _with_order(path: File, channels: str, order: str) -> NDArray[np.uint8]:
     with _opened(path) as image:
         raw = f"{channels};16{order}"
         tiles: list[Any] = getattr(image, "tile", [])

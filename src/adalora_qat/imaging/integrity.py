@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import simplejpeg
@@ -49,7 +48,7 @@ def warnings_heard() -> Iterator[list[str]]:
 
 
 @contextmanager
-def refusing(where: Path | str, otherwise: str) -> Iterator[None]:
+def refusing(where: object, otherwise: str) -> Iterator[None]:
     """Name the file in refusals, and turn whatever a decoder says into one.
 
     Parameters

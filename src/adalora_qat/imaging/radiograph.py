@@ -6,6 +6,7 @@ any other.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
@@ -21,14 +22,15 @@ from PIL import Image
 from adalora_qat.errors import DataError, printable
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS, load_image, picture_pixels
+from adalora_qat.imaging.memory_file import File, MemoryFile
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from adalora_qat.imaging.dicom import DicomImage
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image.Image | Dataset"
-"""A path, an array (H, W) or (H, W, 3), a PIL image, or a pydicom dataset."""
+ImageLike: TypeAlias = "str | os.PathLike[str] | MemoryFile | NDArray[Any] | Image.Image | Dataset"
+"""A path, a file in memory, an array (H, W) or (H, W, 3), a PIL image, or a pydicom dataset."""
 
 # Whoever names a file so means an image, whatever is in it.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm"})
@@ -51,14 +53,14 @@ class Radiograph:
     pixels : (H, W) or (H, W, 3), at full depth.
     spacing_mm : (row, column) size of a pixel; None where nothing states it.
     seconds : how long reading took.
-    path : the file; None for an image that was in memory.
-    sha256 : of the file; None for an image that was in memory.
+    path : the file; None for pixels that were in memory.
+    sha256 : of the file; None for pixels that were in memory.
     """
 
     pixels: NDArray[Any]
     spacing_mm: tuple[float, float] | None
     seconds: float
-    path: Path | None = None
+    path: File | None = None
     sha256: str | None = None
 
 
@@ -69,8 +71,9 @@ def read_radiograph(
 
     Parameters
     ----------
-    image : the path of an image or DICOM file; an array (H, W) or (H, W, 3), grey or RGB, of
-        any real dtype, bones bright; a PIL image; a pydicom dataset with its pixel data.
+    image : the path of an image or DICOM file, or a ``MemoryFile`` of one; an array (H, W) or
+        (H, W, 3), grey or RGB, of any real dtype, bones bright; a PIL image; a pydicom dataset
+        with its pixel data.
     max_pixels : files and pictures with more are refused by their header, before decoding.
     lenient : take what can be decoded of a damaged file.
 
@@ -81,12 +84,12 @@ def read_radiograph(
         are not there; says which file and why.
     """
     started = time.perf_counter()
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
+    if isinstance(image, str | os.PathLike | MemoryFile):
+        path = image if isinstance(image, MemoryFile) else Path(image)
         pixels, spacing_mm = _read_file(path, max_pixels, lenient)
         seconds = time.perf_counter() - started
         try:
-            return Radiograph(pixels, spacing_mm, seconds, path, sha256_file(path))
+            return Radiograph(pixels, spacing_mm, seconds, path, _sha256(path))
         except OSError as error:
             raise DataError(
                 f"{printable(path)} can no longer be read ({error.strerror}); is its drive there?"
@@ -109,6 +112,12 @@ def read_radiograph(
     return Radiograph(pixels, spacing_mm, time.perf_counter() - started)
 
 
+def _sha256(file: File) -> str:
+    if isinstance(file, MemoryFile):
+        return hashlib.sha256(file.data).hexdigest()
+    return sha256_file(file)
+
+
 def looks_like_image(path: Path) -> bool:
     """Return whether a file calls itself an image, by its suffix or by its first bytes.
 
@@ -120,7 +129,7 @@ def looks_like_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or _kind_of(path) is not None
 
 
-def _kind_of(path: Path) -> Literal["picture", "dicom"] | None:
+def _kind_of(path: File) -> Literal["picture", "dicom"] | None:
     """Return what the first bytes of a file say that it is."""
     # Opening a pipe would wait for somebody to write into it.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -141,7 +150,7 @@ def _kind_of(path: Path) -> Literal["picture", "dicom"] | None:
 
 
 def _read_file(
-    path: Path, max_pixels: int, lenient: bool
+    path: File, max_pixels: int, lenient: bool
 ) -> tuple[NDArray[Any], tuple[float, float] | None]:
     try:
         kind = _kind_of(path)
@@ -153,7 +162,7 @@ def _read_file(
     return load_image(path, max_pixels=max_pixels, lenient=lenient), None
 
 
-def _read_dicom_file(path: Path, max_pixels: int, lenient: bool) -> DicomImage:
+def _read_dicom_file(path: File, max_pixels: int, lenient: bool) -> DicomImage:
     try:
         from adalora_qat.imaging.dicom import read_dicom
     except ModuleNotFoundError as error:

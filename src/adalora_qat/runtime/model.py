@@ -23,6 +23,7 @@ from adalora_qat.ahead import in_order
 from adalora_qat.errors import CheckpointError, ConfigError, DataError, printable
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.image_file import MAX_PIXELS
+from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.digest import verified_sha256
@@ -35,6 +36,7 @@ from adalora_qat.runtime.onnx_predictor import (
     open_session,
     read_metadata,
 )
+from adalora_qat.runtime.opened import OpenImage
 from adalora_qat.runtime.packaged import packaged_predictor
 from adalora_qat.runtime.plausibility import spacing_caution
 from adalora_qat.runtime.prompts import Prompt, boxes_of, checked_spacing, prompt_of
@@ -44,6 +46,7 @@ from adalora_qat.runtime.result import Failure, Result
 _READERS = 2
 # A file that says that no image was ever shown whole in training, and is asked without a box.
 NO_BOX_TRAINING = "no_box_training"
+_FILES = (str, os.PathLike, MemoryFile)
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
@@ -158,13 +161,53 @@ class Model:
             file, if there is one.
         """
         prompt, spacing = prompt_of(box, boxes, points, labels), checked_spacing(spacing_mm)
-        if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
-            raise DataError(
-                f"{self._predictor.path} takes boxes, no points; write a model that takes them "
-                "with `adalora-qat export --split` and load its encoder file"
-            )
+        self._check_points(prompt)
         radiograph = read_radiograph(image, max_pixels=max_pixels, lenient=lenient)
         return self._segment(radiograph, prompt, spacing)
+
+    def open(
+        self,
+        image: ImageLike,
+        *,
+        spacing_mm: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        lenient: bool = False,
+    ) -> OpenImage:
+        """Read a radiograph to be prompted many times: it is encoded once, at its first prompt.
+
+        Parameters
+        ----------
+        image, spacing_mm, max_pixels, lenient : as for ``__call__``.
+
+        Returns
+        -------
+        The image, to be called with prompts; each call gives what ``__call__`` would.
+
+        Raises
+        ------
+        DataError
+            If the image cannot be used; names the file, if there is one.
+        """
+        spacing = checked_spacing(spacing_mm)
+        radiograph = read_radiograph(image, max_pixels=max_pixels, lenient=lenient)
+        try:
+            ask = self._predictor.prompted(radiograph.pixels)
+        except DataError as error:
+            where = "" if radiograph.path is None else printable(radiograph.path)
+            raise _naming(error, where) from error
+
+        def answer(prompt: Prompt) -> Result:
+            self._check_points(prompt)
+            return self._segment(radiograph, prompt, spacing, ask=ask)
+
+        return OpenImage(radiograph, answer)
+
+    def _check_points(self, prompt: Prompt) -> None:
+        if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
+            raise DataError(
+                f"{self._predictor.path.name} takes boxes, no points; write a model that takes "
+                "them with `adalora-qat export --split` and load its encoder file"
+            )
 
     @overload
     def map(
@@ -263,7 +306,7 @@ class Model:
                 return self._segment(*found, spacing_mm, asked.where)
             except DataError as error:
                 found = error
-        source = str(asked.image) if isinstance(asked.image, str | os.PathLike) else None
+        source = str(asked.image) if isinstance(asked.image, _FILES) else None
         return Failure(source, asked.place, printable(found), found)
 
     def _segment(
@@ -272,11 +315,12 @@ class Model:
         prompt: Prompt,
         spacing_mm: tuple[float, float] | None,
         place: str = "",
+        ask: PromptedImage | EncodedImage | None = None,
     ) -> Result:
         """Predict, and say what came of it: the one path of every result."""
         started, path = time.perf_counter(), radiograph.path
         try:
-            prediction, cautions = self._predict(radiograph.pixels, prompt)
+            prediction, cautions = self._predict(radiograph.pixels, prompt, ask)
         except DataError as error:
             where = place if path is None else printable(path)
             raise _naming(error, where) from error
@@ -301,9 +345,9 @@ class Model:
         )
 
     def _predict(
-        self, pixels: NDArray[Any], prompt: Prompt
+        self, pixels: NDArray[Any], prompt: Prompt, ask: PromptedImage | EncodedImage | None
     ) -> tuple[Prediction, Sequence[Caution]]:
-        ask, first = self._predictor.prompted(pixels), None
+        ask, first = ask or self._predictor.prompted(pixels), None
         if prompt.points is not None and isinstance(ask, EncodedImage):
             box = None if prompt.boxes is None else prompt.boxes[0]
             prediction = ask.predictor.decode(
@@ -374,7 +418,7 @@ class _Asked(NamedTuple):
 
     @property
     def where(self) -> str:
-        is_file = isinstance(self.image, str | os.PathLike)
+        is_file = isinstance(self.image, _FILES)
         return printable(self.image) if is_file else f"images[{self.place}]"
 
 
