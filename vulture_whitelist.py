@@ -7,7 +7,7 @@ _.benchmark, _.allow_tf32  # torch.backends
 _.optimize_ddp  # torch._dynamo.config
 _._attn_implementation  # transformers' configuration
 _.optimized_model_filepath, _.enable_cpu_mem_arena, _.enable_mem_pattern  # onnxruntime
-_.log_severity_level, _.intra_op_num_threads  # onnxruntime
+_.log_severity_level, _.intra_op_num_threads, _.only_execute_path_to_fetches  # onnxruntime
 
 # Given by the caller's contract, whether used or not.
 _.trace  # of __exit__
@@ -25,8 +25,9 @@ _.__getattr__, _.__dir__, _._repr_png_
 
 # Called by name, from a table of metrics or by users of the Python interface.
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
-_.InteractivePredictor, _.warm_up
+_.warm_up
 _.masks_by_structure
+_.encoded  # counted by a test
 _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
 
 # The other half of ``p_above``, which a test of a margin would miss.

@@ -25,7 +25,7 @@ from adalora_qat.export.onnx import onnx_model, torch_model
 from adalora_qat.export.parity import Model, measure_parity
 from adalora_qat.export.run import deployable, parity_cases
 from adalora_qat.files import write_json
-from adalora_qat.runtime.onnx_predictor import open_session
+from adalora_qat.runtime.session import open_session
 
 NOISE = 1e-6
 

@@ -131,7 +131,7 @@ def _pytorch(threads: int) -> Any:
 def _session(path: Path, defaults: bool, threads: int) -> Any:
     import onnxruntime as ort
 
-    from adalora_qat.runtime.onnx_predictor import open_session
+    from adalora_qat.runtime.session import open_session
 
     if defaults:
         options = ort.SessionOptions()

@@ -96,8 +96,8 @@ def run_demo(
         training.stage2()
         write_run_facts(run)
     with clock.phase("export"):
-        [fp32] = export_stage(run, "stage1", out / "fp32.onnx", records["val"], watch.progress)
-        [int8] = export_stage(run, "stage2", out / "int8.onnx", records["val"], watch.progress)
+        fp32 = export_stage(run, "stage1", out / "fp32.onnx", records["val"], watch.progress)
+        int8 = export_stage(run, "stage2", out / "int8.onnx", records["val"], watch.progress)
     with clock.phase("evaluation"):
         found = _evaluate(run, decoder_only, records["test"], watch)
     with clock.phase("speed"):

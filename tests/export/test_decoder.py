@@ -3,10 +3,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto
 
-from adalora_qat.export.decoder import decode, embed_boxes, no_mask
+from adalora_qat.export.decoder import decode, embed_points, no_mask
 from adalora_qat.export.graph import Graph
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.runtime.networks import box_feeds
 from adalora_qat.runtime.session import inference_session, session_options
 
 
@@ -19,7 +21,8 @@ def test_the_graph_computes_the_decoder_for_any_number_of_boxes(
     side, low = variant.embedding_side, variant.low_res_side
     g = Graph("decoder")
     pixels = g.input("pixels", (side * side, width))
-    tokens = embed_boxes(g, segmenter, g.input("boxes", (1, "N", 4)))
+    points = g.input("points", (1, "N", "T", 2))
+    tokens = embed_points(g, segmenter, points, g.input("labels", (1, "N", "T"), TensorProto.INT64))
     logits, iou = decode(g, segmenter, g.add(pixels, no_mask(g, segmenter)), tokens)
     g.output(logits, "logits", (1, "N", low, low))
     g.output(iou, "iou", (1, "N"))
@@ -28,7 +31,7 @@ def test_the_graph_computes_the_decoder_for_any_number_of_boxes(
     features = rng.standard_normal((side * side, width)).astype(np.float32)
     for count in (1, 3):
         boxes = rng.uniform(0, 64, (1, count, 4)).astype(np.float32)
-        found, found_iou = session.run(None, {"pixels": features, "boxes": boxes})
+        found, found_iou = session.run(None, {"pixels": features, **box_feeds(boxes[0])})
         with torch.inference_mode():
             planes = torch.from_numpy(features).T.reshape(1, width, side, side)
             expected, expected_iou = segmenter.decode(planes, torch.from_numpy(boxes))

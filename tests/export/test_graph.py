@@ -3,7 +3,7 @@ import onnx
 import pytest
 import torch
 
-from adalora_qat.export.graph import OPSET, Graph
+from adalora_qat.export.graph import IR_VERSION, IR_VERSION_INT4, OPSET, OPSET_INT4, Graph
 from adalora_qat.runtime.session import inference_session, session_options
 
 
@@ -18,14 +18,14 @@ def test_names_follow_the_scopes() -> None:
     g = Graph("names")
     x = g.input("x", (2, 3))
     with g.scope("encoder"), g.scope("layers.0"):
-        y = g.gelu(x)
-        y = g.gelu(g.add(y, g.constant("bias", torch.ones(3))))
+        y = g.relu(x)
+        y = g.relu(g.add(y, g.constant("bias", torch.ones(3))))
     g.output(y, "y", (2, 3))
     graph = g.model({"key": "value"}).graph
     assert [node.name for node in graph.node] == [
-        "/encoder/layers/0/Gelu",
+        "/encoder/layers/0/Relu",
         "/encoder/layers/0/Add",
-        "/encoder/layers/0/Gelu_1",
+        "/encoder/layers/0/Relu_1",
         "/y",
     ]
     assert [one.name for one in graph.initializer] == ["encoder.layers.0.bias"]
@@ -37,6 +37,7 @@ def test_metadata_and_opset_are_written() -> None:
     model = g.model({"key": "value"})
     assert {prop.key: prop.value for prop in model.metadata_props} == {"key": "value"}
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert model.ir_version == IR_VERSION
 
 
 def test_one_name_cannot_hold_two_values() -> None:
@@ -72,24 +73,10 @@ def test_every_operator_computes_what_numpy_does() -> None:
         np.testing.assert_allclose(found, array, rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_taken_branch_is_run_and_inputs_may_be_left_out() -> None:
-    g = Graph("branches")
-    x = g.input("x", (2, 3))
-    known = g.input("known", ("K", 3), default=np.zeros((0, 3), np.float32))
-    count = g.node("Shape", known, start=0, end=1)
-    unknown = g.node("Equal", count, g.constant("none", np.zeros(1, np.int64)))
-
-    def work() -> str:
-        with g.scope("work"):
-            return g.reshape(g.add(x, g.constant("bias", np.float32([1, 2, 3]))), (2, 3))
-
-    g.output(g.either(unknown, (2, 3), work, known), "y", (2, 3))
-    g.output(g.reshape(x, (2, 3)), "x_again", (2, 3))
-    given = np.float32([[0, 0, 0], [1, 1, 1]])
-    worked, _ = run(g, {"x": given})
-    np.testing.assert_array_equal(worked, [[1, 2, 3], [2, 3, 4]])
-    taken, _ = run(g, {"x": given, "known": given + 7})
-    np.testing.assert_array_equal(taken, given + 7)
-    # The branch keeps its constants to itself.
+def test_the_opset_is_that_of_the_operators() -> None:
+    g = Graph("four bits")
+    four = g.integers4("w_int4", torch.tensor([[-8, 7, 1]]))
+    g.output(g.node("Cast", four, to=onnx.TensorProto.FLOAT), "y", (1, 3))
     model = g.model({})
-    assert "work.bias" not in {one.name for one in model.graph.initializer}
+    assert (model.opset_import[0].version, model.ir_version) == (OPSET_INT4, IR_VERSION_INT4)
+    assert OPSET < OPSET_INT4

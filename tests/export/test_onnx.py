@@ -19,6 +19,7 @@ from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.quantize.prepare import prepare
 from adalora_qat.runtime.digest import verified_sha256
+from adalora_qat.runtime.networks import box_feeds
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 
 Converted = Callable[[str, str], Segmenter]
@@ -55,7 +56,9 @@ def test_an_int8_file_is_what_it_says(
     assert predictor.metadata.parity["cases"] == 4
     assert predictor.metadata.parity["dice_min"] == exported.parity.dice_min
     with np.load(tmp_path / "model.golden.npz") as golden:
-        logits, iou = predictor.run(golden["image"], golden["boxes"])
+        logits, iou = predictor.decode(
+            predictor.encode(golden["image"]), {key: golden[key] for key in ("points", "labels")}
+        )
         np.testing.assert_array_equal(logits, golden["logits"])
         np.testing.assert_array_equal(iou, golden["iou"])
 
@@ -136,10 +139,9 @@ def test_an_image_is_encoded_once_for_several_prompts(
     np.testing.assert_array_equal(second.scores, predictor.predict(image, boxes).scores)
     # What is given as embeddings is what is decoded: the image is not looked at again.
     other = ask.embeddings[::-1].copy()
-    model_boxes = np.array([[[4, 6, 40, 44]]], np.float32)
-    answers = [
-        predictor.run_once_encoded(pixels, model_boxes, other)[0]
-        for pixels in (cases[0].image[None], np.zeros_like(cases[0].image[None]))
-    ]
-    np.testing.assert_array_equal(*answers)
-    assert not np.array_equal(answers[0], predictor.run(cases[0].image[None], model_boxes)[0])
+    prompt = box_feeds(np.array([[4, 6, 40, 44]]))
+    own, others = (predictor.decode(each, prompt)[0] for each in (ask.embeddings, other))
+    assert not np.array_equal(own, others)
+    whole_run = predictor.run(cases[0].image[None], np.array([[[4, 6, 40, 44]]], np.float32))[0]
+    cut_run = predictor.decode(predictor.encode(cases[0].image[None]), prompt)[0]
+    np.testing.assert_array_equal(whole_run, cut_run)

@@ -1,6 +1,5 @@
 """Learned prompts in an exported file."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,13 @@ import onnxruntime as ort
 import torch
 from PIL import Image
 
-from adalora_qat.config import ExportConfig
-from adalora_qat.export.onnx import export_onnx, export_split, torch_model
+from adalora_qat.export.onnx import export_onnx, torch_model
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.imaging.geometry import whole_box
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.runtime.model import load
+from adalora_qat.runtime.networks import box_feeds
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
 from adalora_qat.runtime.segment import segment_files
 
 NAMES = ("left_lung", "right_lung", "heart")
@@ -65,10 +65,15 @@ def test_without_a_box_each_structure_has_a_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(written, mask)
 
 
-def test_halves_take_boxes_and_points_alone(tmp_path: Path) -> None:
-    files = tmp_path / "encoder.onnx", tmp_path / "decoder.onnx"
-    export_split(segmenter(), *files, [case()], policy="none", sources={}, gate=ExportConfig())
-    inputs = {each.name for each in ort.InferenceSession(files[1]).get_inputs()}
-    assert "structures" not in inputs
-    plain = replace(case(), structures=None)
-    assert len(plain.prompt) == 1
+def test_structures_move_boxes_and_not_points(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.onnx", segmenter()
+    export_onnx(model, path, [case()], policy="none", sources={}, structures=NAMES)
+    predictor = OnnxPredictor(path)
+    embeddings = predictor.encode(case().image[None])
+    heart = {"structures": np.array([[2]])}
+    boxed = box_feeds(case().boxes[:1])
+    plain, named = (predictor.decode(embeddings, {**boxed, **some})[0] for some in ({}, heart))
+    assert np.abs(plain - named).max() > 0.01
+    pointed = {**boxed, "labels": np.array([[[1, -1]]])}
+    plain, named = (predictor.decode(embeddings, {**pointed, **some})[0] for some in ({}, heart))
+    np.testing.assert_array_equal(plain, named)

@@ -121,7 +121,7 @@ def test_a_package_without_or_with_another_model_says_so(made: Shipped, tmp_path
         (tmp_path / name).write_bytes((made.folder / name).read_bytes())
     with (tmp_path / MODEL).open("ab") as file:
         file.write(b"\0" * 16)
-    with pytest.raises(CheckpointError, match=r"not (the file that was packaged|an ONNX)"):
+    with pytest.raises(CheckpointError, match=r"is damaged: its bytes do not have the SHA-256"):
         packaged_predictor(1, tmp_path)
     (tmp_path / GOLDEN).write_bytes(b"other")
     with pytest.raises(CheckpointError, match="not the file that was packaged"):

@@ -68,60 +68,53 @@ def write_toy(path: Path, metadata: ModelMetadata | None = None) -> Path:
     return _save(graph, path, metadata or toy_metadata())
 
 
-def write_toy_halves(folder: Path, stem: str = "toy") -> Path:
-    """Write an encoder, whose path is returned, and its decoder.
+def write_new_toy(path: Path, metadata: ModelMetadata | None = None) -> Path:
+    """Write today's layout: points and labels, embeddings given.
 
-    Logits are those of the whole toy; iou = x of the first point / 100.
+    Logits are those of the other toy; iou = x of the first point / 100.
     """
     node, value = helper.make_node, helper.make_tensor_value_info
-    initial = {
+    constants = {
         "zero": np.array([0]), "one": np.array([1]), "axis": np.array([1]),
         "flat": np.array([LOW * LOW, 1]),
+        "start": np.array([0, 0]), "end": np.array([1, 1]), "axes": np.array([2, 3]),
+        "row": np.array([1, -1]), "column": np.array([1, -1, 1, 1]),
+        "square": np.array([1, 1, LOW, LOW]), "half": np.float32(0.5),
+        "hundred": np.float32(100), "nothing": np.float32(0), "last": np.array([2]),
     }  # fmt: skip
-    encoder = helper.make_graph(
+    graph = helper.make_graph(
         [
             node("AveragePool", ["image"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
             node("Slice", ["small", "zero", "one", "axis"], ["channel"]),
             node("Reshape", ["channel", "flat"], ["embeddings"]),
-        ],
-        "encoder",
-        [value("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
-        [value("embeddings", TensorProto.FLOAT, [LOW * LOW, 1])],
-        [numpy_helper.from_array(array, name) for name, array in initial.items()],
-    )
-    initial = {
-        "start": np.array([0, 0]), "end": np.array([1, 1]), "axes": np.array([2, 3]),
-        "row": np.array([1, -1]), "column": np.array([1, -1, 1, 1]),
-        "square": np.array([1, 1, LOW, LOW]), "half": np.float32(0.5),
-        "hundred": np.float32(100), "nothing": np.float32(0),
-    }  # fmt: skip
-    decoder = helper.make_graph(
-        [
             node("Slice", ["points", "start", "end", "axes"], ["x"]),
             node("Div", ["x", "hundred"], ["share"]),
-            node("Reshape", ["share", "row"], ["iou"]),
+            node("Reshape", ["share", "row"], ["shares"]),
+            node("Slice", ["labels", "zero", "one", "last"], ["label"]),
+            node("Cast", ["label"], ["label_float"], to=TensorProto.FLOAT),
+            node("Reshape", ["label_float", "row"], ["label_row"]),
+            node("Mul", ["label_row", "nothing"], ["no_label"]),
+            node("Add", ["shares", "no_label"], ["iou"]),
             node("Reshape", ["iou", "column"], ["iou_column"]),
             node("Mul", ["iou_column", "nothing"], ["zeros"]),
             node("Reshape", ["embeddings", "square"], ["seen"]),
             node("Sub", ["seen", "half"], ["centred"]),
             node("Add", ["centred", "zeros"], ["logits"]),
         ],
-        "decoder",
+        "toy",
         [
-            value("embeddings", TensorProto.FLOAT, [LOW * LOW, 1]),
+            value("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE]),
             value("points", TensorProto.FLOAT, [1, "N", "T", 2]),
             value("labels", TensorProto.INT64, [1, "N", "T"]),
-            value("masks", TensorProto.FLOAT, [1, "N", LOW, LOW]),
-            value("has_mask", TensorProto.FLOAT, [1, "N"]),
         ],
         [
+            value("embeddings", TensorProto.FLOAT, [LOW * LOW, 1]),
             value("logits", TensorProto.FLOAT, [1, "N", LOW, LOW]),
             value("iou", TensorProto.FLOAT, [1, "N"]),
         ],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in initial.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
-    _save(decoder, folder / f"{stem}-decoder.onnx", toy_metadata(part="decoder"))
-    return _save(encoder, folder / f"{stem}-encoder.onnx", toy_metadata(part="encoder"))
+    return _save(graph, path, metadata or toy_metadata(points=True))
 
 
 def _save(graph: onnx.GraphProto, path: Path, metadata: ModelMetadata) -> Path:

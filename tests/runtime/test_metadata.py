@@ -136,17 +136,17 @@ def opened(path: Path, change: bytes = b"", to: bytes = b"") -> InferenceSession
 
 
 def test_an_open_file_is_read_and_held_against_its_graph(tmp_path: Path) -> None:
-    assert ModelMetadata.of(opened(tmp_path / "a.onnx"), "a") == toy_metadata()
+    assert ModelMetadata.of([opened(tmp_path / "a.onnx")], "a") == toy_metadata()
     other = opened(tmp_path / "b.onnx", b'"side": 32', b'"side": 64')
     with pytest.raises(CheckpointError, match=r"b does not fit its graph \(image"):
-        ModelMetadata.of(other, "b")
+        ModelMetadata.of([other], "b")
 
 
 def test_metadata_that_are_no_text_are_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CheckpointError, match="metadata of c are not text"):
-        ModelMetadata.of(opened(tmp_path / "c.onnx", b'"toy"', b'"\xfe\xfe\xfe"'), "c")
+        ModelMetadata.of([opened(tmp_path / "c.onnx", b'"toy"', b'"\xfe\xfe\xfe"')], "c")
     with pytest.raises(UnicodeDecodeError):
         opened(tmp_path / "d.onnx", b"AveragePool", b"Average\xfe\xfe\xfe\xfe")
     assert not capfd.readouterr().out

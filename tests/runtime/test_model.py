@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_toy import toy_metadata, write_toy, write_toy_halves
+from onnx_toy import toy_metadata, write_new_toy, write_toy
 from PIL import Image
 
 from adalora_qat.errors import CheckpointError, ConfigError, DataError
@@ -29,7 +29,7 @@ packaged = pytest.mark.skipif(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_toy(folder / "toy.onnx")
-    write_toy_halves(folder)
+    write_new_toy(folder / "new.onnx")
     return folder
 
 
@@ -39,8 +39,8 @@ def model(folder: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def split(folder: Path) -> Model:
-    return load(folder / "toy-encoder.onnx", threads=1)
+def new(folder: Path) -> Model:
+    return load(folder / "new.onnx", threads=1)
 
 
 def picture(height: int = 32, width: int = 64, seed: int = 0) -> np.ndarray:
@@ -86,22 +86,18 @@ def test_a_plain_export_says_that_it_is_not_calibrated(model: Model) -> None:
     assert "not calibrated" in result.confidence_means
 
 
-def test_an_encoder_file_finds_its_decoder_and_takes_every_prompt(
-    model: Model, split: Model
-) -> None:
+def test_one_file_takes_every_prompt(model: Model, new: Model) -> None:
     image = picture()
     for prompt in ({}, {"box": (4, 2, 60, 30)}, {"boxes": [[4, 2, 60, 30], [0, 0, 9, 9]]}):
-        ours, whole = split(image, **prompt), model(image, **prompt)  # type: ignore[arg-type]
+        ours, whole = new(image, **prompt), model(image, **prompt)  # type: ignore[arg-type]
         np.testing.assert_array_equal(ours.masks, whole.masks)
         np.testing.assert_array_equal(ours.boxes, whole.boxes)
-    pointed = split(image, points=[[20, 10], [60, 10]], labels=[1, 0])
+    pointed = new(image, points=[[20, 10], [60, 10]], labels=[1, 0])
     assert pointed.prompt == "points" and pointed.masks.shape == (1, 32, 64)
     np.testing.assert_array_equal(pointed.boxes, [[0, 0, 64, 32]])
     assert pointed.scores[0] == pytest.approx(0.1)  # x in the model frame / 100
-    both = split(image, points=[20, 10] * np.ones((1, 2)), box=(4, 2, 60, 30))
+    both = new(image, points=[20, 10] * np.ones((1, 2)), box=(4, 2, 60, 30))
     np.testing.assert_array_equal(both.boxes, [[4, 2, 60, 30]])
-    assert pointed.model["decoder"] == "toy-decoder.onnx"
-    assert len(pointed.model["decoder_sha256"]) == 64
 
 
 @pytest.mark.parametrize(
@@ -124,14 +120,14 @@ def test_an_encoder_file_finds_its_decoder_and_takes_every_prompt(
         ({"spacing_mm": (0.1,)}, "spacing_mm"),
     ],
 )
-def test_prompts_that_cannot_be_used(split: Model, prompt: dict, message: str) -> None:
+def test_prompts_that_cannot_be_used(new: Model, prompt: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        split(picture(), **prompt)
+        new(picture(), **prompt)
 
 
-def test_many_boxes_give_what_each_gives_alone(model: Model, split: Model) -> None:
+def test_many_boxes_give_what_each_gives_alone(model: Model, new: Model) -> None:
     boxes = [[x, 0, 64, 32] for x in range(40)]
-    for one in (model, split):
+    for one in (model, new):
         together = one(picture(), boxes=boxes)
         assert together.masks.shape == (40, 32, 64)
         for index in (0, 15, 16, 39):
@@ -142,8 +138,10 @@ def test_many_boxes_give_what_each_gives_alone(model: Model, split: Model) -> No
             one(picture(), boxes=np.tile([0, 0, 9, 9], (10_001, 1)))
 
 
-def test_a_whole_file_takes_no_points_and_says_what_does(model: Model) -> None:
-    with pytest.raises(DataError, match=r"toy\.onnx takes boxes.*export --split.*encoder"):
+def test_a_file_of_an_earlier_version_takes_no_points(model: Model) -> None:
+    with pytest.raises(
+        DataError, match=r"toy\.onnx takes boxes, no points; export its model again"
+    ):
         model("not even read.png", points=[[1, 1]])
 
 
@@ -161,12 +159,6 @@ def test_errors_name_the_file(model: Model, tmp_path: Path) -> None:
 def test_files_that_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.onnx does not exist"):
         load(tmp_path / "none.onnx")
-    with pytest.raises(CheckpointError, match=r"toy-decoder\.onnx is the decoder.*its encoder"):
-        load(folder / "toy-decoder.onnx")
-    lonely = tmp_path / "lonely-encoder.onnx"
-    lonely.write_bytes((folder / "toy-encoder.onnx").read_bytes())
-    with pytest.raises(CheckpointError, match=r"lonely-decoder\.onnx is not there"):
-        load(lonely)
     with pytest.raises(ConfigError, match="threads=0"):
         load(folder / "toy.onnx", threads=0)
     foreign = write_toy(tmp_path / "foreign.onnx")

@@ -69,7 +69,7 @@ def test_the_threshold_of_the_file_is_used(tmp_path: Path) -> None:
 def test_scores_stay_in_the_unit_interval(toy: Path) -> None:
     image = left_half_bright(SIDE, SIDE)
     predictor = OnnxPredictor(toy)
-    predictor.run = lambda image, boxes: (  # type: ignore[method-assign]
+    predictor.decode = lambda embeddings, prompt: (  # type: ignore[method-assign]
         np.zeros((1, 1, LOW, LOW), np.float32),
         np.array([[1.03]], np.float32),
     )
@@ -157,13 +157,13 @@ def test_many_boxes_are_taken_a_few_at_a_time(toy: Path, monkeypatch: pytest.Mon
     predictor, image = OnnxPredictor(toy), left_half_bright(64, 128)
     boxes = np.array([[x, 0, 128, 64] for x in range(2 * BOXES_A_RUN + 1)])
     sizes: list[int] = []
-    run = OnnxPredictor.run
+    decode = OnnxPredictor.decode
 
-    def noted(self: OnnxPredictor, pixels: np.ndarray, some: np.ndarray) -> object:
-        sizes.append(some.shape[1])
-        return run(self, pixels, some)
+    def noted(self: OnnxPredictor, embeddings: np.ndarray, prompt: dict) -> object:
+        sizes.append(prompt["labels"].shape[1])
+        return decode(self, embeddings, prompt)
 
-    monkeypatch.setattr(OnnxPredictor, "run", noted)
+    monkeypatch.setattr(OnnxPredictor, "decode", noted)
     found = predictor.predict(image, boxes)
     assert sizes == [BOXES_A_RUN, BOXES_A_RUN, 1]
     for box, logits, score, mask in zip(

@@ -17,7 +17,7 @@ from adalora_qat.runtime.session import (
     inference_session,
     runnable,
     session_options,
-    unsigned_weights,
+    unsigned,
 )
 
 SHIPPED = Path(session.__file__).parents[1] / "weights" / "lungs-int8.onnx"
@@ -80,7 +80,7 @@ def test_sums_are_exact(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_weights_with_a_zero_point_change() -> None:
     before = largest_product()
-    after = onnx.load_from_string(unsigned_weights(before.SerializeToString()))
+    after = onnx.load_from_string(unsigned(before.SerializeToString(), weights=True))
     onnx.checker.check_model(after)
     kinds = {t.name: t.data_type for t in after.graph.initializer}
     assert kinds == {
@@ -96,7 +96,7 @@ def test_only_weights_with_a_zero_point_change() -> None:
 
 
 def test_weights_inside_branches_and_loops_change_too() -> None:
-    changed = unsigned_weights(SHIPPED.read_bytes())
+    changed = unsigned(SHIPPED.read_bytes(), weights=True)
     assert len(changed) == SHIPPED.stat().st_size
     seen = 0
     for graph in all_graphs(onnx.load_from_string(changed).graph):
@@ -112,7 +112,7 @@ def test_weights_inside_branches_and_loops_change_too() -> None:
 
 def test_what_is_no_model_stays_as_it_is() -> None:
     for broken in (b"", b"no model", PROBE[:50], b"\x3a\xff\xff\xff\xff\x0f" + bytes(8)):
-        assert unsigned_weights(broken) is broken
+        assert unsigned(broken, weights=True) is broken
 
 
 def test_a_file_without_such_weights_is_left_to_the_runtime(
@@ -123,6 +123,22 @@ def test_a_file_without_such_weights_is_left_to_the_runtime(
     file.write_bytes(PROBE)  # its weight has no zero point
     assert runnable(file) == str(file)
     assert runnable(PROBE) is PROBE
+
+
+def test_activations_change_without_weights() -> None:
+    before = largest_product()
+    for name, value in (("layer.input_zero_point", 0), ("qkv.blank", -3)):
+        before.graph.initializer.append(onnx.numpy_helper.from_array(np.int8([value]), name))
+    after = onnx.load_from_string(unsigned(before.SerializeToString(), weights=False))
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in after.graph.initializer}
+    assert found["layer.input_zero_point"].tolist() == [128]
+    assert found["qkv.blank"].tolist() == [125]
+    assert found["layer.weight_int8"].dtype == np.int8
+
+
+def test_other_processors_read_the_file_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.platform, "machine", lambda: "aarch64")
+    assert runnable(SHIPPED) == str(SHIPPED)
 
 
 def test_an_exact_processor_reads_the_file_itself(monkeypatch: pytest.MonkeyPatch) -> None:

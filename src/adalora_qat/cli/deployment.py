@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,10 +29,6 @@ def export(
         Path, typer.Option("--data", help="Manifest whose val split the parity gate uses.")
     ],
     stage: Annotated[str, typer.Option(help="stage1, ptq or stage2.")] = "stage2",
-    split: Annotated[
-        bool,
-        typer.Option("--split", help="Two files, <stem>-encoder and <stem>-decoder: many prompts."),
-    ] = False,
     golden: Annotated[
         bool, typer.Option("--golden", help="Also write inputs and outputs, <stem>.golden.npz.")
     ] = False,
@@ -47,18 +42,13 @@ def export(
     folder = RunFolder.open(run)
     records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
-        files = export_stage(
-            folder, stage, out, records, watch.progress, halves=split, golden=golden
-        )
-    parity = files[0].parity.figures()
-    size_bytes = sum(one.size_bytes for one in files)
+        made = export_stage(folder, stage, out, records, watch.progress, golden=golden)
+    parity = made.parity.figures()
     if as_json:
-        kernels = sum((Counter(one.kernels) for one in files), Counter())
-        print_json({"size_bytes": size_bytes, "kernels": dict(kernels), **parity})
+        print_json({"size_bytes": made.size_bytes, "kernels": dict(made.kernels), **parity})
         return
-    written = " and ".join(str(one.path) for one in files)
     out_console.print(
-        f"{written}: {size_bytes / 1e6:.1f} MB; Dice with the trained model at least "
+        f"{made.path}: {made.size_bytes / 1e6:.1f} MB; Dice with the trained model at least "
         f"{parity['dice_min']:.4f}, {parity['pixel_agreement']:.4%} of pixels equal, over "
         f"{parity['cases']} masks"
     )

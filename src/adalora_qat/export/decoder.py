@@ -12,42 +12,14 @@ import math
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamFeedForward
 
 from adalora_qat.export.graph import Graph
-from adalora_qat.export.layers import GELU_FLOOR, convolve_planes, convolve_transposed, linear
+from adalora_qat.export.layers import GELU_FLOOR, convolve_transposed, linear
 from adalora_qat.export.maps import attention
 from adalora_qat.export.weights import float_weight, weight_of
 from adalora_qat.model.sam import Segmenter
-
-
-def embed_boxes(g: Graph, segmenter: Segmenter, boxes: str) -> str:
-    """Embed the corners of boxes (1, N, 4), model frame: (N, 2, D)."""
-    encoder = segmenter.prompt_encoder
-    with g.scope("prompt_encoder"):
-        corners = g.reshape(boxes, (-1, 2, 2))
-        with g.scope("shared_embedding"):
-            embedded = _fourier(g, segmenter, _to_unit(g, segmenter, corners))
-        labels = []
-        for index in (2, 3):
-            with g.scope(f"point_embed.{index}"):
-                labels.append(float_weight(g, encoder.point_embed[index]))
-        return g.add(embedded, g.concat(labels, axis=0))
-
-
-def name_structures(g: Graph, segmenter: Segmenter, prompts: str, structures: str) -> str:
-    """Add learned prompts to box prompts (N, 2, D): structures (1, N) int64, −1 for none.
-
-    As ``model.sam.StructurePrompts``.
-    """
-    with g.scope("structure_prompts"):
-        tokens = segmenter.structure_prompts.tokens.detach()
-        # Row 0 is that of −1.
-        table = g.constant("tokens", torch.cat([torch.zeros_like(tokens[:1]), tokens]))
-        rows = g.add(g.squeeze(structures, 0), g.constant("first_row", np.int64(1)))
-        return g.add(prompts, g.node("Gather", table, rows, axis=0))
 
 
 def no_mask(g: Graph, segmenter: Segmenter) -> str:
@@ -86,30 +58,31 @@ def embed_points(g: Graph, segmenter: Segmenter, points: str, labels: str) -> st
         return tokens
 
 
-def embed_masks(g: Graph, segmenter: Segmenter, masks: str, has_mask: str) -> str:
-    """Embed earlier logits as a dense prompt (N, E², D).
+def name_structures(
+    g: Graph, segmenter: Segmenter, prompts: str, labels: str, structures: str
+) -> str:
+    """Add learned prompts of structures to the corners of boxes, as ``model.sam.StructurePrompts``.
 
     Parameters
     ----------
-    g, segmenter : the graph that is written, and whose layers.
-    masks : (1, N, L, L) logits.
-    has_mask : (1, N) float32; where it is 0, the embedding for "no mask" stands instead.
+    g, segmenter : the graph that is written, and whose prompts.
+    prompts : tokens (N, T, D).
+    labels : (1, N, T) int64, as in ``embed_points``.
+    structures : (1, N) int64: which structure each mask shall be, −1 for none.
     """
-    module, variant = segmenter.prompt_encoder.mask_embed, segmenter.variant
-    width = weight_of(module.conv3).shape[0]
-    with g.scope("prompt_encoder.mask_embed"):
-        x = g.reshape(masks, (-1, 1, variant.low_res_side, variant.low_res_side))
-        for number in (1, 2):
-            name = f"layer_norm{number}"
-            with g.scope(f"conv{number}"):
-                x = convolve_planes(g, module.get_submodule(f"conv{number}"), x)
-            x = g.transpose(_norm(g, module, name, g.transpose(x, (0, 2, 3, 1))), (0, 3, 1, 2))
-            x = g.gelu(x)
-        with g.scope("conv3"):
-            x = convolve_planes(g, module.conv3, x, GELU_FLOOR)
-        rows = g.reshape(g.transpose(x, (0, 2, 3, 1)), (-1, variant.embedding_side**2, width))
-        given = g.node("Cast", g.reshape(has_mask, (-1, 1, 1)), to=TensorProto.BOOL)
-    return g.node("Where", given, rows, no_mask(g, segmenter))
+    with g.scope("structure_prompts"):
+        tokens = segmenter.structure_prompts.tokens.detach()
+        # Row 0 stands for no structure; then each structure's two corners.
+        corners = g.reshape(g.constant("tokens", tokens), (-1, tokens.shape[-1]))
+        table = g.concat([g.constant("none", torch.zeros(1, tokens.shape[-1])), corners], axis=0)
+        kinds, named = g.squeeze(labels, 0), g.transpose(structures, (1, 0))
+        two, one = (g.constant(name, np.int64(n)) for name, n in (("two", 2), ("one", 1)))
+        row = g.node("Sub", g.add(g.multiply(named, two), kinds), one)
+        is_corner = g.node("Greater", kinds, one)
+        is_named = g.node("Greater", named, g.constant("unnamed", np.int64(-1)))
+        zero = g.constant("zero", np.int64(0))
+        row = g.node("Where", g.node("And", is_corner, is_named), row, zero)
+        return g.add(prompts, g.node("Gather", table, row, axis=0))
 
 
 def decode(g: Graph, segmenter: Segmenter, pixels: str, prompts: str) -> tuple[str, str]:
@@ -118,7 +91,7 @@ def decode(g: Graph, segmenter: Segmenter, pixels: str, prompts: str) -> tuple[s
     Parameters
     ----------
     g, segmenter : the graph that is written, and whose layers.
-    pixels : embeddings (E², D), or (N, E², D), one for each prompt; dense prompt added.
+    pixels : embeddings (E², D), dense prompt added.
     prompts : tokens (N, T, D).
 
     Returns

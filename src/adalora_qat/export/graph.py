@@ -7,7 +7,8 @@ Values are their names. A node in the scope ``mask_decoder.upscale_conv1`` is ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-# The first opset with Attention, and the first ONNX Runtime with all of its operators.
-OPSET = 23
-IR_VERSION = 11
+# As low as the operators allow, for the sake of other runtimes: LayerNormalization came with 17,
+# integers of 4 bits with 21. Each with the format of files of its time.
+OPSET, IR_VERSION = 17, 8
+OPSET_INT4, IR_VERSION_INT4 = 21, 10
+# The oldest ONNX Runtime that the package allows.
 MIN_ONNXRUNTIME = "1.24.1"
 
 Shape = Sequence[int | str]
@@ -36,7 +39,7 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._taken: dict[str, int] = {}
-        self._branch = ""
+        self._versions = OPSET, IR_VERSION
 
     @property
     def path(self) -> str:
@@ -52,28 +55,23 @@ class Graph:
         finally:
             self._scopes.pop()
 
-    def input(
-        self,
-        name: str,
-        shape: Shape,
-        kind: int = TensorProto.FLOAT,
-        default: NDArray[Any] | None = None,
-    ) -> str:
+    def input(self, name: str, shape: Shape, kind: int = TensorProto.FLOAT) -> str:
         """Declare an input of the graph and return its name.
 
         Parameters
         ----------
+        name : its own, outside all scopes.
         shape : a string in it is a dynamic size.
         kind : an ONNX element type.
-        default : makes the input one that may be left out of a run.
         """
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name if default is None else self.constant(name, default)
+        return name
 
-    def output(self, value: str, name: str, shape: Shape) -> None:
-        """Declare an output of the graph."""
+    def output(self, value: str, name: str, shape: Shape) -> str:
+        """Declare an output of the graph and return its name, for what is computed from it."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
 
     def constant(self, name: str, value: Tensor | NDArray[Any] | float) -> str:
         """Store an initializer of the current scope; the same name and value is stored once.
@@ -112,6 +110,7 @@ class Graph:
         self._initializers[full] = helper.make_tensor(
             full, TensorProto.INT4, tuple(integers.shape), (low | high << 4).tobytes(), raw=True
         )
+        self._versions = OPSET_INT4, IR_VERSION_INT4
         return full
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -128,71 +127,16 @@ class Graph:
         self._taken[base] = count + 1
         return base if not count else f"{base}_{count}"
 
-    def scan(
-        self,
-        values: Sequence[str],
-        shapes: Sequence[Sequence[int]],
-        body: Callable[[Sequence[str]], str],
-        kinds: Sequence[int] | None = None,
-    ) -> str:
-        """Apply a body to the slices of values along their first axis, and stack what it gives.
-
-        Parameters
-        ----------
-        values : with first axes of one length.
-        shapes : of a slice of each value, and last of the body's result.
-        body : makes the nodes of one turn: names of the slices → name of the result.
-        kinds : ONNX element types in the order of ``shapes``; float32 if not given.
-        """
-        outer, self._nodes = self._nodes, []
-        names = [f"{self._unique('Slice')}_output" for _ in values]
-        result = body(names)
-        declared = [
-            helper.make_tensor_value_info(name, kind, shape)
-            for name, kind, shape in zip(
-                [*names, result], kinds or [TensorProto.FLOAT] * len(shapes), shapes, strict=True
-            )
-        ]
-        graph = helper.make_graph(self._nodes, f"{result}_of", declared[:-1], declared[-1:])
-        self._nodes = outer
-        return self.node("Scan", *values, num_scan_inputs=len(values), body=graph)
-
-    def either(
-        self, condition: str, shape: Sequence[int], then: Callable[[], str], other: str
-    ) -> str:
-        """Compute one value where a condition holds, else take another, unread.
-
-        Only the branch that is taken is run.
-
-        Parameters
-        ----------
-        condition : (1,) bool.
-        shape : of both values.
-        then : makes the nodes of the first one and returns its name.
-        other : the second one.
-        """
-        branches = []
-        for name, body in (("then", then), ("else", lambda: self.node("Identity", other))):
-            # What a branch alone uses is stored in it: ONNX Runtime's optimizer takes a constant
-            # of the outer graph for something that may change.
-            outer, self._nodes, self._initializers = (self._nodes, self._initializers), [], {}
-            self._branch = f"{name}_"
-            result = body()
-            declared = helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)
-            stored = list(self._initializers.values())
-            branches.append(helper.make_graph(self._nodes, name, [], [declared], stored))
-            (self._nodes, self._initializers), self._branch = outer, ""
-        return self.node("If", condition, then_branch=branches[0], else_branch=branches[1])
-
     def model(self, props: Mapping[str, str]) -> onnx.ModelProto:
         """Return the finished model with its metadata."""
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
         )
+        opset, ir_version = self._versions
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=ir_version,
             producer_name="adalora-qat",
         )
         helper.set_model_props(model, dict(props))
@@ -218,8 +162,10 @@ class Graph:
         return self.node("Gather", value, self.constant(name, index), axis=axis)
 
     def gelu(self, value: str) -> str:
-        """Apply the exact GELU."""
-        return self.node("Gelu", value)
+        """Apply the exact GELU, x·(1 + erf(x/√2))/2, in the form that runtimes fuse."""
+        error = self.node("Erf", self.node("Div", value, self._shared("sqrt_2", math.sqrt(2))))
+        doubled = self.multiply(value, self.add(error, self._shared("one", 1.0)))
+        return self.multiply(doubled, self._shared("half", 0.5))
 
     def layer_norm(self, norm: nn.LayerNorm, value: str) -> str:
         """Normalise the last axis."""
@@ -254,6 +200,10 @@ class Graph:
         ranges = [self._integers([number]) for number in (start, stop, axis, step)]
         return self.node("Slice", value, *ranges)
 
+    def softmax(self, value: str) -> str:
+        """Turn the last axis into shares of 1."""
+        return self.node("Softmax", value, axis=-1)
+
     def squeeze(self, value: str, axis: int) -> str:
         """Drop an axis of size 1."""
         return self.node("Squeeze", value, self._integers([axis]))
@@ -263,9 +213,12 @@ class Graph:
         return self.node("Transpose", value, perm=list(order))
 
     def _integers(self, values: Sequence[int]) -> str:
-        # Shared by the whole graph: there are hundreds of uses of a few dozen shapes.
+        name = "integers_" + "_".join(map(str, values))
+        return self._shared(name, np.asarray(values, dtype=np.int64))
+
+    def _shared(self, name: str, value: NDArray[Any] | float) -> str:
+        """Store what the whole graph uses: there are hundreds of uses of a few dozen shapes."""
         scopes, self._scopes = self._scopes, []
-        name = f"{self._branch}integers_" + "_".join(map(str, values))
-        stored = self.constant(name, np.asarray(values, dtype=np.int64))
+        stored = self.constant(name, value)
         self._scopes = scopes
         return stored

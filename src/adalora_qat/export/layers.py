@@ -2,8 +2,9 @@
 
 What is written, and why (measured on ONNX Runtime 1.32, x86 with VNNI):
 
-- Activations are uint8 with zero point 128: the same integers as symmetric int8, shifted. The
-  kernels multiply u8 by s8; s8 by s8 is ten times slower where the runtime does not shift.
+- Activations are symmetric int8, as they were trained: what OpenVINO is fastest with and TensorRT
+  asks for. The kernels of ONNX Runtime on x86 multiply u8 by s8, so ``runtime.session`` reads the
+  zero point as uint8 128 there: the same integers, shifted.
 - A linear layer is a 2-D Gemm, its int32 bias behind a DequantizeLinear of scale s_x·s_w: it
   becomes ``QGemm``, which gives float32 without requantizing. A float bias would make it FP32.
 - A convolution has an integer kernel only where its output is requantized, which the trained
@@ -15,14 +16,15 @@ What is written, and why (measured on ONNX Runtime 1.32, x86 with VNNI):
 - A low-rank branch beside integers that are multiplied in float32 is added to the weight, which
   ONNX Runtime does once, on loading: it costs bytes and no time. Beside an integer product it is
   two thin float Gemms.
-- The integers go from −127 to 127, so Clip takes −128 away; it is left out where a floor of
-  the input (GELU, ReLU) makes −128 impossible.
+- The integers go from −127 to 127, so Clip takes −128 away, before the QuantizeLinear: between it
+  and the DequantizeLinear it would keep runtimes from seeing the pair. It is left out where a
+  floor of the input (GELU, ReLU) makes −128 impossible.
 
 A linear layer in the file, y = s_x·s_w · (Σ_k q_x·q_w + q_b):
 
-    x ─ QuantizeLinear ─ Clip ─ DequantizeLinear ─┐
-          int8 weight ─ DequantizeLinear ─────────┼─ Gemm ─ y      runs as one QGemm
-          int32 bias  ─ DequantizeLinear ─────────┘
+    x ─ Clip ─ QuantizeLinear ─ DequantizeLinear ─┐
+              int8 weight ─ DequantizeLinear ─────┼─ Gemm ─ y      runs as one QGemm
+              int32 bias  ─ DequantizeLinear ─────┘
 
 Feature maps are channels last, as matrices: (H·W, C), one row a pixel; B = 1.
 
@@ -38,7 +40,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
 from torch import Tensor, nn
 
 from adalora_qat.errors import ExportError
@@ -58,7 +59,6 @@ from adalora_qat.quantize.operators import operator_of
 # The least that GELU gives is −0.16997, at −0.7518.
 GELU_FLOOR = -0.17
 _LARGEST = 127
-_MIDDLE = 128
 
 
 def is_integer(layer: nn.Module) -> bool:
@@ -77,12 +77,13 @@ def is_integer_product(layer: nn.Module) -> bool:
 def quantize(
     g: Graph, layer: nn.Module, x: str, floor: float | None = None, *, relu: bool = False
 ) -> str:
-    """Give a layer's input the form that the layer multiplies: u8, or float32 as it is.
+    """Give a layer's input the form that the layer multiplies: int8, or float32 as it is.
 
     Whatever only moves data may be done to the result, which is a quarter of the bytes.
 
     Parameters
     ----------
+    g : the graph that is written.
     layer : float, or converted.
     x : float32, any shape.
     floor : a lower bound of ``x``, where known.
@@ -90,34 +91,27 @@ def quantize(
     """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return g.relu(x) if relu else x
-    # q = clip(round(x / s) + 128, 0, 255): symmetric int8, moved up by 128.
-    scale = g.constant("input_scale", layer.input_scale)
-    zero_point = g.constant("input_zero_point", np.uint8(_MIDDLE))
-    quantized = g.node("QuantizeLinear", x, scale, zero_point)
+    scale = float(layer.input_scale)
     if relu:
-        # The same on integers. ONNX Runtime would join a Relu to the Gemm before it, and so
-        # keep that from becoming an integer one.
-        return g.node("Clip", quantized, zero_point)
-    # Nothing below the floor comes in, so −128 cannot come out. Ties go to even: −127.5 would
-    # become −128.
-    if floor is not None and floor > -(_LARGEST + 0.5) * float(layer.input_scale):
-        return quantized
-    return g.node("Clip", quantized, g.constant("input_smallest", np.uint8(_MIDDLE - _LARGEST)))
+        # A Relu would be joined to the Gemm before it by ONNX Runtime, and so keep that from
+        # becoming an integer one.
+        x = g.node("Max", x, g.constant("zero", 0.0))
+    elif floor is None or floor <= -(_LARGEST + 0.5) * scale:  # ties go to even, to −128
+        x = g.node("Clip", x, g.constant("input_least", -_LARGEST * scale))
+    return g.node("QuantizeLinear", x, *_input_numerics(g, layer))
 
 
-def input_kind(layer: nn.Module) -> int:
-    """Return the ONNX type of what ``quantize`` gives for a layer."""
-    quantized = isinstance(layer, QuantizedLayer) and layer.input_scale is not None
-    return int(TensorProto.UINT8 if quantized else TensorProto.FLOAT)
+def _input_numerics(g: Graph, layer: QuantizedLayer) -> tuple[str, str]:
+    # ``runtime.session`` finds the zero point by its name.
+    scale = g.constant("input_scale", layer.input_scale)  # type: ignore[arg-type]
+    return scale, g.constant("input_zero_point", np.int8(0))
 
 
 def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
     """Return the float32 values of what ``quantize`` gave."""
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return quantized
-    scale = g.constant("input_scale", layer.input_scale)
-    zero_point = g.constant("input_zero_point", np.uint8(_MIDDLE))
-    return g.node("DequantizeLinear", quantized, scale, zero_point)
+    return g.node("DequantizeLinear", quantized, *_input_numerics(g, layer))
 
 
 def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
@@ -130,13 +124,12 @@ def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:
 
     Returns
     -------
-    uint8, or float32 where the layer multiplies floats, in the shape of the values.
+    int8, or float32 where the layer multiplies floats, in the shape of the values.
     """
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return values.detach().numpy()
-    # The same division, rounding and clipping as ``quantize`` has the runtime do.
-    integers = (values / layer.input_scale).round().clamp(-_LARGEST, _LARGEST) + _MIDDLE
-    return integers.to(torch.uint8).numpy()
+    integers = (values / layer.input_scale).round().clamp(-_LARGEST, _LARGEST)
+    return integers.to(torch.int8).numpy()
 
 
 def product(
@@ -255,8 +248,8 @@ def _patches(g: Graph, layer: nn.Module, x: str, size: tuple[int, int]) -> str:
         return g.reshape(g.transpose(cells, (0, 2, 1, 3, 4)), (-1, k * k * channels))
     planes = g.reshape(x, (*size, channels))
     if padding:
-        # What 0.0 is as uint8.
-        zero = g.constant("input_zero_point", np.uint8(_MIDDLE))
+        # What 0.0 is as an integer.
+        zero = g.constant("input_zero_point", np.int8(0))
         beside = g.expand(zero, (height, padding, channels))
         planes = g.concat([beside, planes, beside], axis=1)
         above = g.expand(zero, (padding, width + 2 * padding, channels))

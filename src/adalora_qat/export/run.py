@@ -12,9 +12,8 @@ from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
 from adalora_qat.config import DataConfig
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import ExportError
-from adalora_qat.export.onnx import Exported, ExportOptions, export_onnx, export_split
+from adalora_qat.export.onnx import Exported, ExportOptions, export_onnx
 from adalora_qat.export.parity import ParityCase
-from adalora_qat.export.weights import weight_of
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.geometry import (
     Frame,
@@ -31,8 +30,6 @@ from adalora_qat.quantize.convert import convert
 from adalora_qat.quantize.prepare import quantized_layers
 from adalora_qat.samples.dataset import SegmentationDataset
 
-HALVES = ("encoder", "decoder")
-
 
 def export_stage(
     run: RunFolder,
@@ -41,9 +38,8 @@ def export_stage(
     records: Sequence[Record],
     progress: Progress | None = None,
     *,
-    halves: bool = False,
     golden: bool = False,
-) -> list[Exported]:
+) -> Exported:
     """Export a stage's model and hold it against its PyTorch self on ``records``.
 
     Parameters
@@ -54,13 +50,7 @@ def export_stage(
     path : the file to write.
     records : the validation images, with masks for their boxes.
     progress : is told of each image.
-    halves : write ``<stem>-encoder.onnx`` and ``<stem>-decoder.onnx`` instead, for interactive
-        use.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
-
-    Returns
-    -------
-    The files that were written: one, or encoder and decoder.
 
     Raises
     ------
@@ -72,16 +62,7 @@ def export_stage(
     told["progress"] = progress
     frame, structures = segmenter.variant.frame, segmenter.structures
     told["golden"] = golden_case(frame, structures) if golden else None
-    if not halves:
-        return [export_onnx(segmenter, path, cases, **told)]
-    if not weight_of(segmenter.prompt_encoder.not_a_point_embed).any():
-        raise ExportError(
-            f"{run.path} began from the packaged model without a network, and has no weights for "
-            "points: export it whole, without --split, or train it again where "
-            f"{segmenter.variant.weights} can be fetched"
-        )
-    encoder, decoder = (path.with_name(f"{path.stem}-{half}.onnx") for half in HALVES)
-    return [*export_split(segmenter, encoder, decoder, cases, **told)]
+    return export_onnx(segmenter, path, cases, **told)
 
 
 def golden_case(frame: Frame, structures: Sequence[str] = ()) -> ParityCase:

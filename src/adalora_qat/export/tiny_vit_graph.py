@@ -2,7 +2,7 @@
 
 It computes what ``model.tiny_vit`` does (tests hold them equal), in the order that suits a CPU
 runtime: layer norm and quantization come before the windows are cut, for both work token by
-token, so windows are cut and padded from uint8; and the convolutional stage, which holds the
+token, so windows are cut and padded from int8; and the convolutional stage, which holds the
 largest maps of the network, is computed in strips.
 
 Shapes: B = 1 image, H W rows and columns, D width, A heads, n tokens on the side of a window,
@@ -160,12 +160,12 @@ def _tiny_attention(g: Graph, block: TinyViTBlock, x: str, size: Size) -> str:
     # The checkpoint interleaves q, k, v by head: (A, 3, D/A).
     rows = torch.arange(3 * dim).view(heads, 3, -1).transpose(0, 1).flatten(1)
 
-    def attend(some: str) -> str:
+    def attend_some(some: str) -> str:
         with g.scope("qkv"):
             parts = query_key_value(g, module.qkv, some, rows, side)
         return attention(g, *parts, heads, (dim // heads) ** -0.5, bias)
 
-    return by_windows(g, module, windows, (size, side, dim), attend)
+    return by_windows(g, module, windows, (size, side, dim), attend_some)
 
 
 def _pair_bias(g: Graph, table: str, heads: int, side: int) -> str:

@@ -2,8 +2,7 @@
 
 It computes what transformers' SamVisionEncoder does (tests hold them equal). Layer norm and
 quantization come before the windows are cut: both work token by token, so windows are cut and
-padded from uint8. Queries, keys and values are three products, and the attention one node:
-nothing is split or transposed in float32.
+padded from int8. Queries, keys and values are three products: nothing is split in float32.
 
 Shapes: B = 1 image, H W rows and columns, D width, A heads, n tokens on the side of a window,
 N = n² tokens of a window, W windows, E side of the embeddings.
@@ -12,7 +11,6 @@ N = n² tokens of a window, W windows, E side of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,23 +25,24 @@ from adalora_qat.export.layers import quantize, quantized_constant
 from adalora_qat.export.maps import (
     Map,
     Size,
+    attend,
     attention,
     by_windows,
     cut,
     in_parts,
     perceptron,
     query_key_value,
+    windows_at_a_time,
 )
 from adalora_qat.export.weights import stored_integers, weight_of
 from adalora_qat.model.sam import VitImageEncoder
 from adalora_qat.quantize.convert import DequantizedParameter
 
 # Above this many tokens, the scores of all pairs are not kept in memory at once, but those of
-# some heads and rows of queries. Fastest for 64 × 64 tokens on two cores: 2 heads of 2, 4, 12
-# and 4 rows of 2, 4, 8, 16.
+# some heads and rows of queries.
 _MANY_TOKENS = 1024
 _HEADS_AT_A_TIME = 2
-_ROWS_AT_A_TIME = 4
+_ROWS_AT_A_TIME = 8
 _TABLES = ("rel_pos_h", "rel_pos_w")
 
 
@@ -106,9 +105,10 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
             cells = cut(g, quantize(g, module.qkv, normed), size, side, dim, blank)
         relative = None
         if module.use_rel_pos and side * side <= _MANY_TOKENS:
-            relative = _relative_positions(g, module, -(-size[1] // side), side, dim)
+            windows = windows_at_a_time(size, side, dim)
+            relative = _relative_positions(g, module, windows, side, dim)
 
-        def attend(some: str) -> str:
+        def attend_some(some: str) -> str:
             with g.scope("qkv"):
                 rows = torch.arange(3 * dim).view(3, dim)
                 query, key, value = query_key_value(g, module.qkv, some, rows, side)
@@ -118,7 +118,7 @@ def _vit_attention(g: Graph, layer: nn.Module, x: str, size: Size) -> str:
                 query, key = _with_positions(g, (query, key), relative, heads, side, dim)
             return attention(g, query, key, value, heads, (dim // heads) ** -0.5)
 
-        return by_windows(g, module, cells, (size, side, dim), attend)
+        return by_windows(g, module, cells, (size, side, dim), attend_some)
 
 
 def _attention_by_rows(
@@ -132,40 +132,33 @@ def _attention_by_rows(
     heads, tokens = module.num_attention_heads, side * side
     some, depth = math.gcd(heads, _HEADS_AT_A_TIME), dim // heads
     rows = math.gcd(side, _ROWS_AT_A_TIME)
-    steps, queries = side // rows, rows * side
+    queries = rows * side
     # What a query adds to the score of every key in a row, and in a column, of the map.
     by_row, by_column = (_offset_table(g, name, getattr(module, name), side) for name in _TABLES)
-    by_row = g.reshape(by_row, (steps, 1, rows, depth, side))
-    # Each head's own, (A/a, a, N, D/A), and taken a heads at a time.
-    split = (tokens, heads // some, some, depth)
-    apart = [g.transpose(g.reshape(part, split), (1, 2, 0, 3)) for part in parts]
+    # Heads apart: (A, N, d), the keys (A, d, N).
+    query, value = (
+        g.transpose(g.reshape(part, (tokens, heads, depth)), (1, 0, 2))
+        for part in (parts[0], parts[2])
+    )
+    key = g.transpose(g.reshape(parts[1], (tokens, heads, depth)), (1, 2, 0))
 
-    def attend(names: Sequence[str]) -> str:
-        query, *pair = names
-        key, value = (g.reshape(part, (1, some, tokens, depth)) for part in pair)
-        across = g.matmul(g.reshape(query, (some, side, side, 1, depth)), by_column)
-        across = g.transpose(g.reshape(across, (some, steps, queries, side)), (1, 0, 2, 3))
-        query = g.transpose(g.reshape(query, (some, steps, queries, depth)), (1, 0, 2, 3))
-        down = g.matmul(g.reshape(query, (steps, some, rows, side, depth)), by_row)
-        down = g.reshape(down, (steps, some, queries, side))
+    def attended(first: int, row: int) -> str:
+        few, keys, values = (g.slice(part, 0, first, first + some) for part in (query, key, value))
+        few = g.slice(few, 1, row * side, row * side + queries)
+        across = g.matmul(g.reshape(few, (some, rows, side, 1, depth)), by_column)
+        own = g.slice(by_row, 0, row, row + rows)
+        down = g.matmul(g.reshape(few, (some, rows, side, depth)), own)
+        bias = g.add(
+            g.reshape(down, (some, queries, side, 1)), g.reshape(across, (some, queries, 1, side))
+        )
+        bias = g.reshape(bias, (some, queries, tokens))
+        return attend(g, few, keys, values, depth**-0.5, bias)
 
-        def step(names: Sequence[str]) -> str:
-            few, vertical, horizontal = names
-            bias = g.add(
-                g.reshape(vertical, (some, queries, side, 1)),
-                g.reshape(horizontal, (some, queries, 1, side)),
-            )
-            bias = g.reshape(bias, (1, some, queries, tokens))
-            few = g.reshape(few, (1, some, queries, depth))
-            out = g.node("Attention", few, key, value, bias, scale=depth**-0.5)
-            return g.reshape(out, (some, queries, depth))
-
-        slices = [(some, queries, size) for size in (depth, side, side, depth)]
-        return g.scan([query, down, across], slices, step)
-
-    shapes = [*[(some, tokens, depth)] * 3, (steps, some, queries, depth)]
-    attended = g.scan(apart, shapes, attend)
-    return g.reshape(g.transpose(attended, (1, 3, 0, 2, 4)), (1, tokens, dim))
+    whole = [
+        g.concat([attended(first, row) for row in range(0, side, rows)], axis=1)
+        for first in range(0, heads, some)
+    ]
+    return g.reshape(g.transpose(g.concat(whole, axis=0), (1, 0, 2)), (1, tokens, dim))
 
 
 @dataclass(frozen=True)

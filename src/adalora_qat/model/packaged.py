@@ -2,8 +2,9 @@
 
 The file holds every weight that a box prompt uses, as integers and scales or as float32, by the
 names of the segmenter. Adapters are merged and batch norms folded in it, so that the model to
-train has identities for batch norms. Embeddings of points and of earlier masks are not in it, and
-become zero; ``weights.build`` adds those of the published weights, which never train.
+train has identities for batch norms. Embeddings of earlier masks are not in it, nor those of points
+in files of earlier versions: they become zero, and ``weights.build`` adds those of the published
+weights, which never train.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def fill_from_onnx(segmenter: Segmenter, path: Path) -> None:
     stored = _Stored(model.graph, path.name)
     for key, own in segmenter.state_dict().items():
         layer, _, leaf = key.rpartition(".")
-        if key.startswith(NOT_IN_THE_FILE):
+        if key.startswith(NOT_IN_THE_FILE) and not stored.has(layer, leaf):
             own.zero_()
         elif layer.endswith(".bn"):
             norm = segmenter.get_submodule(layer)
@@ -84,6 +85,10 @@ class _Stored:
         if name not in self._tensors:
             raise CheckpointError(f"{self.origin} holds no {name}: it cannot be trained from")
         return self._tensors[name]
+
+    def has(self, layer: str, leaf: str) -> bool:
+        """Return whether the file holds the parameter ``<layer>.<leaf>``."""
+        return not {f"{layer}.{leaf}", f"{layer}.{leaf}_int8"}.isdisjoint(self._tensors)
 
     def value(
         self, layer: str, leaf: str, shape: torch.Size, *, transposed: bool = False

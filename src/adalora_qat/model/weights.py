@@ -141,7 +141,7 @@ def _add_point_prompts(segmenter: Segmenter, cache: Path) -> str:
     """Give a packaged model what only points and earlier masks need; return whose it is.
 
     No training changes these weights, so the published ones are those that the packaged model
-    was trained beside. Without a network they stay zero, which ``export --split`` refuses.
+    was trained beside. Without a network they stay zero, and its exports take boxes alone.
     """
     where = segmenter.variant.weights or ""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adalora_qat.errors import CheckpointError
-from adalora_qat.runtime.session import message_fields
+from adalora_qat.runtime.graph_file import message_fields
 
 KEY = "adalora_qat.digest"
 DIGITS = 64

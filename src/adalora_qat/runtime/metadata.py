@@ -43,13 +43,14 @@ class ModelMetadata:
     product_version : the version of this package that wrote the file.
     min_onnxruntime : the oldest ONNX Runtime that loads the graph; empty in files of earlier
         versions.
-    part : the whole model, or one half of the encoder/decoder split.
+    part : the whole model; earlier versions could write its halves as two files.
     mask_threshold : a pixel is foreground where its logit exceeds this; finite.
     sources : what the weights came from, name → SHA-256.
     parity : agreement with the quantized PyTorch model on the validation images.
     structures : what it was trained to segment, in the recipe's order; empty where not known.
     automatic_prompt : whether it saw whole images without a box of the object in training, so
         that it can find one itself; None where not known.
+    points : whether its weights know points; None in files of earlier versions, which take none.
     assurance : what the model knows of its own limits, if it was finished for shipping:
         ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
 
@@ -70,6 +71,7 @@ class ModelMetadata:
     parity: Mapping[str, float] = field(default_factory=dict)
     structures: tuple[str, ...] = ()
     automatic_prompt: bool | None = None
+    points: bool | None = None
     assurance: Mapping[str, Any] = field(default_factory=dict)
     min_onnxruntime: str = ""
 
@@ -92,6 +94,7 @@ class ModelMetadata:
             ("min_onnxruntime", ""),
             ("structures", ()),
             ("automatic_prompt", None),
+            ("points", None),
         ):
             if values[name] == unknown:
                 del values[name]
@@ -99,26 +102,32 @@ class ModelMetadata:
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
 
     @classmethod
-    def of(cls, session: InferenceSession, origin: str) -> ModelMetadata:
-        """Read the description of an open file, and hold it against the graph.
+    def of(cls, sessions: Sequence[InferenceSession], origin: str) -> ModelMetadata:
+        """Read the description of an open file, and hold it against its graph.
 
         Parameters
         ----------
+        sessions : of the file, or of both parts of it.
         origin : what to call the file in errors.
 
         Raises
         ------
         CheckpointError
-            As ``from_props``, and as ``check_graph``.
+            As ``from_props``, and as ``check_graph``; if it is half a model.
         """
         try:
-            props = session.get_modelmeta().custom_metadata_map
+            props = sessions[0].get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
             raise CheckpointError(
                 f"the metadata of {origin} are not text ({error}); export the model again"
             ) from error
         metadata = cls.from_props(props, origin)
-        values = (*session.get_inputs(), *session.get_outputs())
+        if metadata.part != "whole":
+            raise CheckpointError(
+                f"{origin} holds the {metadata.part} part of a model, as an earlier version wrote "
+                "it; export the model again: one file takes boxes and points"
+            )
+        values = [v for one in sessions for v in (*one.get_inputs(), *one.get_outputs())]
         metadata.check_graph({value.name: value.shape for value in values}, origin)
         return metadata
 
@@ -236,5 +245,6 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
         and all(_is_text(name) and re.fullmatch(STRUCTURE_NAME, name) for name in value)
     ),
     "automatic_prompt": lambda value: value is None or isinstance(value, bool),
+    "points": lambda value: value is None or isinstance(value, bool),
     "min_onnxruntime": lambda value: _is_text(value) and bool(re.fullmatch(r"[\d.]*", value)),
 }

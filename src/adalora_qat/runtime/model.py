@@ -14,28 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
-from adalora_qat.errors import CheckpointError, ConfigError, DataError, printable
+from adalora_qat.errors import ConfigError, DataError, printable
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
-from adalora_qat.runtime.digest import verified_sha256
 from adalora_qat.runtime.input_check import Caution
-from adalora_qat.runtime.interactive import EncodedImage, InteractivePredictor
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import (
-    OnnxPredictor,
-    PromptedImage,
-    open_session,
-    read_metadata,
-)
+from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor
 from adalora_qat.runtime.opened import OpenImage
 from adalora_qat.runtime.packaged import packaged_predictor
 from adalora_qat.runtime.plausibility import spacing_caution
@@ -54,9 +46,8 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
 
     Parameters
     ----------
-    path : a file that ``adalora-qat export`` wrote; of ``export --split``, the encoder's
-        (``<stem>-encoder.onnx``, its decoder beside it). The packaged model of both lungs if
-        not given.
+    path : a file that ``adalora-qat export`` wrote. The packaged model of both lungs if not
+        given.
     threads : worker threads, None for one per core; never more than the processors that this
         process may use (``session.available_cpus``).
 
@@ -73,21 +64,7 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     """
     if path is None:
         return Model(packaged_predictor(threads))
-    file = Path(path)
-    verified_sha256(file)  # before ONNX Runtime sees a damaged file
-    session = open_session(file, threads)
-    part = read_metadata(session, str(file)).part
-    if part == "whole":
-        return Model(OnnxPredictor(file, session=session))
-    if part == "decoder":
-        raise CheckpointError(f"{file} is the decoder of a split model; load its encoder")
-    decoder = file.with_name(f"{file.stem.removesuffix('encoder')}decoder{file.suffix}")
-    if not decoder.is_file():
-        raise CheckpointError(
-            f"{file} is the encoder of a split model, and its decoder {decoder} is not there; put "
-            "both files of `adalora-qat export --split` into one folder"
-        )
-    return Model(InteractivePredictor(file, decoder, threads))
+    return Model(OnnxPredictor(os.fspath(path), threads))
 
 
 class Model:
@@ -100,7 +77,7 @@ class Model:
     predictor : what runs the files; ``load`` finds it.
     """
 
-    def __init__(self, predictor: OnnxPredictor | InteractivePredictor) -> None:
+    def __init__(self, predictor: OnnxPredictor) -> None:
         self._predictor = predictor
 
     @property
@@ -142,7 +119,7 @@ class Model:
             of its top left pixel: the box of a whole image is (0, 0, W, H).
         boxes : (N, 4), several such, each of an object of its own.
         points : (T, 2), (x, y) in the same pixels, on one object or beside it; alone or with
-            one ``box``. Needs a split model.
+            one ``box``.
         labels : (T,), 1 for a point on the object, 0 for one beside it; all 1 if not given.
         spacing_mm : (row, column) size of a pixel, for areas in mm²; that of the DICOM header
             if not given.
@@ -161,7 +138,8 @@ class Model:
             file, if there is one.
         """
         prompt, spacing = prompt_of(box, boxes, points, labels), checked_spacing(spacing_mm)
-        self._check_points(prompt)
+        if prompt.points is not None:
+            self._predictor.require_points()
         radiograph = read_radiograph(image, max_pixels=max_pixels, lenient=lenient)
         return self._segment(radiograph, prompt, spacing)
 
@@ -197,17 +175,11 @@ class Model:
             raise _naming(error, where) from error
 
         def answer(prompt: Prompt) -> Result:
-            self._check_points(prompt)
+            if prompt.points is not None:
+                self._predictor.require_points()
             return self._segment(radiograph, prompt, spacing, ask=ask)
 
         return OpenImage(radiograph, answer)
-
-    def _check_points(self, prompt: Prompt) -> None:
-        if prompt.points is not None and not isinstance(self._predictor, InteractivePredictor):
-            raise DataError(
-                f"{self._predictor.path.name} takes boxes, no points; write a model that takes "
-                "them with `adalora-qat export --split` and load its encoder file"
-            )
 
     @overload
     def map(
@@ -315,7 +287,7 @@ class Model:
         prompt: Prompt,
         spacing_mm: tuple[float, float] | None,
         place: str = "",
-        ask: PromptedImage | EncodedImage | None = None,
+        ask: EncodedImage | None = None,
     ) -> Result:
         """Predict, and say what came of it: the one path of every result."""
         started, path = time.perf_counter(), radiograph.path
@@ -345,17 +317,15 @@ class Model:
         )
 
     def _predict(
-        self, pixels: NDArray[Any], prompt: Prompt, ask: PromptedImage | EncodedImage | None
+        self, pixels: NDArray[Any], prompt: Prompt, ask: EncodedImage | None
     ) -> tuple[Prediction, Sequence[Caution]]:
         ask, first = ask or self._predictor.prompted(pixels), None
-        if prompt.points is not None and isinstance(ask, EncodedImage):
+        if prompt.points is not None and prompt.labels is not None:
             box = None if prompt.boxes is None else prompt.boxes[0]
-            prediction = ask.predictor.decode(
-                ask, box=box, points=prompt.points, labels=prompt.labels
-            )
+            prediction = ask.point_at(prompt.points, prompt.labels, box)
         elif prompt.boxes is not None:
             prediction = ask(prompt.boxes)
-        elif isinstance(ask, PromptedImage) and ask.prompts_structures:
+        elif ask.prompts_structures:
             prediction = ask.structures()
         else:
             first, prediction = two_passes(ask, (pixels.shape[0], pixels.shape[1]))
@@ -390,19 +360,16 @@ class Model:
     def _structures(self, count: int, prompt: Prompt) -> tuple[str, ...]:
         """Name the masks: of learned prompts, or if the model was trained on one structure."""
         trained = self.metadata.structures
-        if prompt.kind == "automatic" and getattr(self._predictor, "prompts_structures", False):
+        if prompt.kind == "automatic" and self._predictor.prompts_structures:
             return trained
         return trained * count if len(trained) == 1 else ()
 
     def described(self) -> dict[str, str]:
         """Return what results say of their model: files, hashes, variant, policy, version."""
         predictor, metadata = self._predictor, self.metadata
-        files = {"file": predictor.path.name, "sha256": predictor.sha256}
-        if isinstance(predictor, InteractivePredictor):
-            files["decoder"] = predictor.decoder_path.name
-            files["decoder_sha256"] = predictor.decoder_sha256
         return {
-            **files,
+            "file": predictor.path.name,
+            "sha256": predictor.sha256,
             "variant": metadata.variant,
             "policy": metadata.policy,
             "version": metadata.product_version,

@@ -2,22 +2,19 @@
 
 No torch, pandas, SciPy or OpenCV is imported here: the base install runs it.
 
-Shapes: B images, N boxes, S model side, L low-resolution side, H W original pixels.
+Shapes: B images, N prompts of one image, T points of a prompt, S model side, L low-resolution
+side, H W original pixels.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from adalora_qat.errors import CheckpointError, ConfigError, DataError
+from adalora_qat.errors import DataError
 from adalora_qat.imaging.geometry import (
     FrameMap,
     boxes_to_model,
@@ -30,10 +27,18 @@ from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.digest import verified_sha256
-from adalora_qat.runtime.metadata import ModelMetadata, Part
-from adalora_qat.runtime.session import inference_session, session_options
+from adalora_qat.runtime.networks import (
+    BOTTOM_RIGHT,
+    INSIDE,
+    NO_POINT,
+    OUTSIDE,
+    TOP_LEFT,
+    Feeds,
+    box_feeds,
+    open_network,
+)
 
-# Boxes that the decoder takes in one run: its memory is then that of so many, about 30 MB each
+# Prompts that the decoder takes in one run: its memory is then that of so many, about 30 MB each
 # in LiteMedSAM.
 BOXES_A_RUN = 8
 MAX_BOXES = 10_000
@@ -41,81 +46,11 @@ MAX_BOXES = 10_000
 MAX_BYTES = 4_000_000_000
 
 
-def open_session(
-    path: Path, threads: int | None = None, *, low_memory: bool = False
-) -> ort.InferenceSession:
-    """Open an ONNX file on the CPU.
-
-    Parameters
-    ----------
-    threads : worker threads, None for one per core; at most ``session.available_cpus``.
-    low_memory : give memory back between operators instead of keeping an arena; slower.
-        The process holds less between images, and at its peak little less.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, or is not an ONNX model that this runtime can run.
-    ConfigError
-        If ``threads`` is not positive.
-    """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
-    if not path.is_file():
-        raise CheckpointError(f"model file {path} does not exist")
-    options = session_options(threads)
-    options.enable_cpu_mem_arena = not low_memory
-    # Planned memory is one block of the whole network's, made beside what the first run
-    # already holds: half as much memory again, and slower than blocks that stay in the cache.
-    options.enable_mem_pattern = False
-    try:
-        session = inference_session(path, options)
-    # ONNX Runtime's exceptions share no base class but Exception.
-    except Exception as error:
-        cause = str(error).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{path} is not an ONNX model that can be run ({cause}); "
-            "write one with `adalora-qat export`"
-        ) from error
-    _give_memory_back()
-    return session
-
-
-def _give_memory_back() -> None:
-    """Return to the system what was freed: loading a model needs much more than it keeps."""
-    # Only glibc has the function.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-
-
-def read_metadata(
-    session: ort.InferenceSession, origin: str, part: Part | None = None
-) -> ModelMetadata:
-    """Read a session's self-description.
-
-    Parameters
-    ----------
-    origin : what to call the file in errors.
-    part : what it must be, whole or one half; None takes any.
-
-    Raises
-    ------
-    CheckpointError
-        If this package did not export the file, its description is damaged or of another graph,
-        or it is another part.
-    """
-    metadata = ModelMetadata.of(session, origin)
-    if part is not None and metadata.part != part:
-        raise CheckpointError(f"{origin} holds the {metadata.part} part, not the {part} model")
-    return metadata
-
-
 class OnnxPredictor:
     """Segments images with one exported ONNX file.
 
-    Safe to share between threads: nothing is changed after construction, and ONNX Runtime
-    sessions run concurrently.
+    Safe to share between threads: nothing is changed after construction, and sessions run
+    concurrently.
 
     Parameters
     ----------
@@ -123,7 +58,13 @@ class OnnxPredictor:
     threads : worker threads, None for one per core.
     name : for tables; the file's stem if not given.
     low_memory : less memory between images, slower.
-    session : the file, where it is open already.
+
+    Attributes
+    ----------
+    metadata, sha256 : what the file says about itself, and its hash.
+    assurance : what it knows of its own limits.
+    prompts_structures : whether it has learned prompts for structures.
+    takes_points : whether it can be asked with points.
 
     Raises
     ------
@@ -138,20 +79,16 @@ class OnnxPredictor:
         name: str | None = None,
         *,
         low_memory: bool = False,
-        session: ort.InferenceSession | None = None,
     ) -> None:
         self.path = Path(path)
         self._name = name or self.path.stem
-        # Before ONNX Runtime sees the file: it says less of what is wrong with a damaged one.
+        # Before a runtime sees the file: it says less of what is wrong with a damaged one.
         self.sha256 = verified_sha256(self.path)
-        self._session = session or open_session(self.path, threads, low_memory=low_memory)
-        self._low_memory = low_memory
-        self.metadata = read_metadata(self._session, str(self.path), "whole")
+        self._network = open_network(self.path, threads, low_memory=low_memory)
+        self.metadata = self._network.metadata
         self.assurance = Assurance.of(self.metadata, str(self.path))
-        given = {output.name for output in self._session.get_outputs()}
-        self._gives_embeddings = "embeddings" in given
-        asked = {each.name for each in self._session.get_inputs()}
-        self.prompts_structures = "structures" in asked
+        self.prompts_structures = "structures" in self._network.takes
+        self.takes_points = "points" in self._network.takes and self.metadata.points is not False
 
     @property
     def name(self) -> str:
@@ -176,9 +113,9 @@ class OnnxPredictor:
         """
         return self.prompted(image)(boxes_xyxy_original)
 
-    def prompted(self, image: NDArray[np.generic]) -> PromptedImage:
+    def prompted(self, image: NDArray[np.generic]) -> EncodedImage:
         """Return a function of boxes for one image, encoded once; see ``EncodesOnce``."""
-        return PromptedImage(self, image)
+        return EncodedImage(self, image)
 
     def run(
         self, image: NDArray[np.float32], boxes: NDArray[np.float32]
@@ -194,62 +131,39 @@ class OnnxPredictor:
         -------
         logits (1, N, L, L) and predicted IoU (1, N).
         """
-        logits, iou = self._session.run(["logits", "iou"], self._feeds(image, boxes, None))
-        self._done()
-        return logits, iou
+        return self.decode(self.encode(image), box_feeds(boxes[0]))
 
-    def run_once_encoded(
-        self,
-        image: NDArray[np.float32],
-        boxes: NDArray[np.float32],
-        embeddings: NDArray[np.float32] | None,
-        structures: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Run the bare model as ``run`` does, but not its encoder if ``embeddings`` are given.
+    def encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the encoder: image (1, 3, S, S) in the model frame → embeddings (E², D)."""
+        return self._network.encode(image)
 
-        ``structures`` (1, N) says which of the file's structures each mask shall be, −1 for
-        what the box holds; None for that throughout. Only where ``prompts_structures``.
+    def decode(
+        self, embeddings: NDArray[np.float32], prompt: Feeds
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the decoder; see ``networks.Network``. Structures are −1 where none are given."""
+        if self.prompts_structures and "structures" not in prompt:
+            none = np.full(prompt["labels"].shape[:2], -1, dtype=np.int64)
+            prompt = {**prompt, "structures": none}
+        return self._network.decode(embeddings, prompt)
 
-        Returns
-        -------
-        logits (1, N, L, L), predicted IoU (1, N) and the embeddings (E², D); None where the
-        file, of an earlier version, keeps them to itself.
+    @property
+    def gives_embeddings(self) -> bool:
+        """Whether what ``encode`` returns are embeddings; not in files of early versions."""
+        return self._network.gives_embeddings
+
+    def require_points(self) -> None:
+        """Refuse points where the model takes none.
+
+        Raises
+        ------
+        DataError
+            If it does not.
         """
-        if not self._gives_embeddings:
-            return *self.run(image, boxes), None
-        feeds = self._feeds(image, boxes, structures)
-        if embeddings is not None:
-            feeds["known_embeddings"] = embeddings
-        logits, iou, found = self._session.run(["logits", "iou", "embeddings"], feeds)
-        self._done()
-        return logits, iou, found
-
-    def _feeds(
-        self,
-        image: NDArray[np.float32],
-        boxes: NDArray[np.float32],
-        structures: NDArray[np.int64] | None,
-    ) -> dict[str, NDArray[Any]]:
-        feeds: dict[str, NDArray[Any]] = {"image": image, "boxes": boxes}
-        if self.prompts_structures:
-            none = np.full(boxes.shape[:2], -1, dtype=np.int64)
-            feeds["structures"] = none if structures is None else structures
-        return feeds
-
-    def _done(self) -> None:
-        if self._low_memory:
-            _give_memory_back()
-
-    def prediction(
-        self,
-        logits: NDArray[np.float32],
-        iou: NDArray[np.float32],
-        boxes: NDArray[np.float64],
-        frame_map: FrameMap,
-    ) -> Prediction:
-        """Turn logits (N, L, L) and predicted IoU (N,) into a prediction."""
-        threshold, calibration = self.metadata.mask_threshold, self.assurance.confidence
-        return to_prediction(logits, iou, boxes, frame_map, threshold, calibration)
+        if not self.takes_points:
+            raise DataError(
+                f"{self.path} takes boxes, no points; export its model again with this version of "
+                "adalora-qat, from weights that know points"
+            )
 
     def warm_up(self) -> None:
         """Run once on a blank frame, so that the first image is as fast as the next."""
@@ -258,14 +172,13 @@ class OnnxPredictor:
         self.run(np.zeros((1, 3, side, side), dtype=np.float32), box)
 
 
-class PromptedImage:
+class EncodedImage:
     """One image of a predictor: encoded at its first prompt, then prompted at will.
 
     Attributes
     ----------
     pixels : (3, S, S) float32, the image in the model frame.
     frame_map : the way back to its own pixels.
-    embeddings : (E², D) float32, None before the first prompt.
 
     Raises
     ------
@@ -276,7 +189,20 @@ class PromptedImage:
     def __init__(self, predictor: OnnxPredictor, image: NDArray[np.generic]) -> None:
         self._predictor = predictor
         self.pixels, self.frame_map = image_to_model(image, predictor.metadata.frame)
-        self.embeddings: NDArray[np.float32] | None = None
+
+    @cached_property
+    def _encoded(self) -> NDArray[np.float32]:
+        return self._predictor.encode(self.pixels[None])
+
+    @property
+    def embeddings(self) -> NDArray[np.float32] | None:
+        """Embeddings (E², D); None where the file, of an early version, keeps them to itself."""
+        return self._encoded if self._predictor.gives_embeddings else None
+
+    @property
+    def prompts_structures(self) -> bool:
+        """Whether the model has learned prompts for structures."""
+        return self._predictor.prompts_structures
 
     def __call__(self, boxes_xyxy_original: NDArray[np.generic]) -> Prediction:
         """Segment the image given boxes (N, 4), (x0, y0, x1, y1) in pixels of the original.
@@ -287,11 +213,7 @@ class PromptedImage:
             If a box does not fit the image, or there are too many (``check_prompts``).
         """
         boxes = check_box(boxes_xyxy_original, (self.frame_map.height, self.frame_map.width))
-        model_boxes = boxes_to_model(boxes, self.frame_map).astype(np.float32)
-        side = self._predictor.metadata.low_res_side
-        check_prompts(len(boxes), self.frame_map, side)
-        logits, iou = in_runs(self._run, model_boxes, side)
-        return self._predictor.prediction(logits, iou, boxes, self.frame_map)
+        return self._predict(box_feeds(boxes_to_model(boxes, self.frame_map)), boxes)
 
     def structures(self) -> Prediction:
         """Segment every structure that the model has a learned prompt for, without a box.
@@ -302,26 +224,78 @@ class PromptedImage:
         """
         count = len(self._predictor.metadata.structures)
         boxes = np.repeat(whole_box(self.frame_map.height, self.frame_map.width)[None], count, 0)
-        logits, iou, self.embeddings = self._predictor.run_once_encoded(
-            self.pixels[None],
-            boxes_to_model(boxes, self.frame_map).astype(np.float32)[None],
-            self.embeddings,
-            np.arange(count)[None],
-        )
-        return self._predictor.prediction(logits[0], iou[0], boxes, self.frame_map)
+        prompt = box_feeds(boxes_to_model(boxes, self.frame_map), np.arange(count))
+        return self._predict(prompt, boxes)
 
-    @property
-    def prompts_structures(self) -> bool:
-        """Whether the model has learned prompts for structures."""
-        return self._predictor.prompts_structures
+    def point_at(
+        self,
+        points: NDArray[np.generic],
+        labels: NDArray[np.generic],
+        box: NDArray[np.generic] | None = None,
+    ) -> Prediction:
+        """Segment one object that points show.
 
-    def _run(
-        self, model_boxes: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits, iou, self.embeddings = self._predictor.run_once_encoded(
-            self.pixels[None], model_boxes[None], self.embeddings
+        Parameters
+        ----------
+        points : (T, 2), x and y in pixels of the original.
+        labels : (T,), 1 for a point in the object, 0 for one outside it.
+        box : (4,), pixels of the original; None for points alone.
+
+        Raises
+        ------
+        DataError
+            If the model takes no points, or a prompt does not fit the image.
+        """
+        self._predictor.require_points()
+        size = (self.frame_map.height, self.frame_map.width)
+        given, kinds = _points(points, labels, self.frame_map)
+        if box is None:
+            # As in training: a missing box is a point that is none.
+            more, more_kinds = np.zeros((1, 2)), [NO_POINT]
+        else:
+            more = check_box(np.asarray(box)[None], size).reshape(2, 2)
+            more_kinds = [TOP_LEFT, BOTTOM_RIGHT]
+        scale = boxes_to_model(np.ones(4), self.frame_map)[:2]
+        prompt: Feeds = {
+            "points": (np.concatenate([given, more]) * scale).astype(np.float32)[None, None],
+            "labels": np.concatenate([kinds, more_kinds]).astype(np.int64)[None, None],
+        }
+        shown = whole_box(*size) if box is None else np.asarray(box, dtype=np.float64)
+        return self._predict(prompt, shown[None])
+
+    def _predict(self, prompt: Feeds, boxes: NDArray[np.float64]) -> Prediction:
+        """Prompt with a few at a time, so that memory does not grow with their number."""
+        predictor = self._predictor
+        count, side = len(boxes), predictor.metadata.low_res_side
+        check_prompts(count, self.frame_map, side)
+        logits = np.empty((count, side, side), dtype=np.float32)
+        iou = np.empty(count, dtype=np.float32)
+        for start in range(0, count, BOXES_A_RUN):
+            some = slice(start, start + BOXES_A_RUN)
+            feeds = {name: each[:, some] for name, each in prompt.items()}
+            logits[some], iou[some] = (x[0] for x in predictor.decode(self._encoded, feeds))
+        threshold, calibration = predictor.metadata.mask_threshold, predictor.assurance.confidence
+        return to_prediction(logits, iou, boxes, self.frame_map, threshold, calibration)
+
+
+def _points(
+    points: NDArray[np.generic], labels: NDArray[np.generic], frame_map: FrameMap
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Check points (T, 2) and labels (T,) against the image."""
+    given, kinds = np.asarray(points, dtype=np.float64), np.asarray(labels)
+    if given.ndim != 2 or given.shape[1] != 2 or kinds.shape != (len(given),) or not len(given):
+        raise DataError(
+            f"points of shape {given.shape} and labels of shape {kinds.shape}: give (T, 2) and "
+            "(T,), at least one"
         )
-        return logits[0], iou[0]
+    if not np.isin(kinds, [OUTSIDE, INSIDE]).all():
+        raise DataError(f"labels {kinds.tolist()}: each must be 1 (inside) or 0 (outside)")
+    inside = (given >= 0).all() and (given <= [frame_map.width, frame_map.height]).all()
+    if not inside:
+        raise DataError(
+            f"a point lies outside the image of {frame_map.width}x{frame_map.height} pixels"
+        )
+    return given, kinds.astype(np.int64)
 
 
 def check_prompts(count: int, frame_map: FrameMap, low_res_side: int) -> None:
@@ -340,32 +314,6 @@ def check_prompts(count: int, frame_map: FrameMap, low_res_side: int) -> None:
             f"{count} boxes for one image of {frame_map.width}x{frame_map.height} pixels: at most "
             f"{most} at once, as each has a mask of the image's size; give them in several runs"
         )
-
-
-def in_runs(
-    run: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
-    model_boxes: NDArray[np.float32],
-    low_res_side: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Prompt with a few boxes at a time, so that memory does not grow with their number.
-
-    Parameters
-    ----------
-    run : boxes (n, 4) in the model frame, n at most ``BOXES_A_RUN``, to logits (n, L, L) and
-        predicted IoU (n,).
-    model_boxes : (N, 4).
-
-    Returns
-    -------
-    logits (N, L, L) and predicted IoU (N,).
-    """
-    count = len(model_boxes)
-    logits = np.empty((count, low_res_side, low_res_side), dtype=np.float32)
-    iou = np.empty(count, dtype=np.float32)
-    for start in range(0, count, BOXES_A_RUN):
-        some = slice(start, start + BOXES_A_RUN)
-        logits[some], iou[some] = run(model_boxes[some])
-    return logits, iou
 
 
 def to_prediction(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.errors import DataError
-from adalora_qat.runtime.interactive import INSIDE
+from adalora_qat.runtime.networks import INSIDE
 from adalora_qat.runtime.result import PromptKind
 
 

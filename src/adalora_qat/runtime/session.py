@@ -5,6 +5,7 @@ x86 without VNNI (AVX2, AVX-512 before 2019) adds two products of an unsigned an
 and nothing says so. Products of unsigned bytes are added in 32 bits there. So the runtime is asked
 once how it adds, and where it saturates, the weights of a file are read as unsigned ones: the same
 integers and the same zero point, both 128 higher. With VNNI signed weights are exact, and faster.
+Activations, symmetric int8 in the file, are read as unsigned on every x86: its kernels want that.
 
 The runtime has an option for this (``session.x64quantprecision``), which refuses graphs that use a
 weight twice, misses those inside loops, and takes the VNNI kernels away where there are some.
@@ -14,16 +15,21 @@ The base install has no ``onnx``, so a file is changed in place: types and bytes
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
-import mmap
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
+from adalora_qat.errors import CheckpointError, ConfigError
+from adalora_qat.runtime.graph_file import GRAPH, INITIALIZER, NODE, TENSOR_NAME, message_fields
+
+_X86 = ("x86_64", "amd64", "x86", "i386", "i686")
 # It quantizes float weights between quantized values, which the policy left in float.
 _NOT_ASKED_FOR = ["WeightBiasQuantization"]
 # ONNX Runtime's own warnings are for developers; errors arrive as exceptions.
@@ -36,14 +42,14 @@ PROBE = bytes.fromhex(
     "080612080a0208020a02080442040a00100a"
 )
 
-# Fields of ONNX's messages (onnx.proto3), by their numbers.
-_GRAPH, _NODE, _INITIALIZER, _ATTRIBUTE, _SUBGRAPH, _SUBGRAPHS = 7, 1, 5, 5, 6, 11
-_DATA_TYPE, _NAME, _RAW_DATA = 2, 8, 9
+# Fields of ONNX's messages (onnx.proto3), by their numbers: of a node, an attribute, a tensor.
+_ATTRIBUTE, _SUBGRAPH, _SUBGRAPHS = 5, 6, 11
+_DATA_TYPE, _RAW_DATA = 2, 9
 _INT8, _UINT8 = 3, 2
-_VARINT, _LENGTH = 0, 2
-_FIXED = {1: 8, 5: 4}
-# What ``export.layers`` calls an integer weight that kernels multiply, and its zero point.
+# What ``export.layers`` calls an integer weight that kernels multiply, and its zero point; the
+# zero point of activations, and the integers that a map is padded with.
 _INTEGERS, _ZERO_POINT = b"_int8", b"_zero_point"
+_ACTIVATIONS = (b"input_zero_point", b".blank")
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
@@ -82,6 +88,60 @@ def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, min(counted, bound, share))
 
 
+def open_session(
+    path: Path,
+    threads: int | None = None,
+    *,
+    low_memory: bool = False,
+    model: bytes | None = None,
+) -> ort.InferenceSession:
+    """Open an ONNX file on the CPU.
+
+    Parameters
+    ----------
+    path : the file.
+    threads : worker threads, None for one per core; at most ``session.available_cpus``.
+    low_memory : give memory back between operators instead of keeping an arena; slower.
+        The process holds less between images, and at its peak little less.
+    model : what is run of the file, where that is not all of it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, or is not an ONNX model that this runtime can run.
+    ConfigError
+        If ``threads`` is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
+    if not path.is_file():
+        raise CheckpointError(f"model file {path} does not exist")
+    options = session_options(threads)
+    options.enable_cpu_mem_arena = not low_memory
+    # Planned memory is one block of the whole network's, made beside what the first run
+    # already holds: half as much memory again, and slower than blocks that stay in the cache.
+    options.enable_mem_pattern = False
+    try:
+        session = inference_session(path if model is None else model, options)
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        cause = str(error).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{path} is not an ONNX model that can be run ({cause}); "
+            "write one with `adalora-qat export`"
+        ) from error
+    give_memory_back()
+    return session
+
+
+def give_memory_back() -> None:
+    """Return to the system what was freed: loading a model needs much more than it keeps."""
+    # Only glibc has the function.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     """Open a model on the CPU: a file or its bytes."""
     return ort.InferenceSession(
@@ -97,11 +157,11 @@ def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.I
 def runnable(model: Path | bytes) -> str | bytes:
     """Return a model as ``InferenceSession`` should get it on this processor."""
     source = model if isinstance(model, bytes) else str(model)
-    if exact_sums():
+    if platform.machine().lower() not in _X86:
         return source
     given = model if isinstance(model, bytes) else model.read_bytes()
-    changed = unsigned_weights(given)
-    # A file without such weights is best read by the runtime itself.
+    changed = unsigned(given, weights=not exact_sums())
+    # A file without such integers is best read by the runtime itself.
     return source if changed is given else changed
 
 
@@ -113,18 +173,23 @@ def exact_sums() -> bool:
     return bool((np.asarray(found) == 4 * 255 * 127).all())
 
 
-def unsigned_weights(model: bytes) -> bytes:
-    """Return a model whose signed integer weights are unsigned, their zero points with them.
+def unsigned(model: bytes, *, weights: bool) -> bytes:
+    """Return a model whose signed integers are unsigned, their zero points with them.
 
-    Weights are known by their names, which ``export.layers`` gives: those of a zero point and of
-    its integers. Anything else stays as it is, as does a model that is not one.
+    They are known by the names that ``export.layers`` gives. Anything else stays as it is, as
+    does a model that is not one.
+
+    Parameters
+    ----------
+    model : the bytes of a file.
+    weights : whether those of integer products are changed, too, and not activations alone.
     """
     try:
         places = [
             place
             for number, start, end in message_fields(model, 0, len(model))
-            if number == _GRAPH
-            for place in _signed_weights(model, start, end)
+            if number == GRAPH
+            for place in _signed(model, start, end, weights)
         ]
     except (IndexError, ValueError):
         return model  # the runtime says best what is wrong with it
@@ -138,74 +203,37 @@ def unsigned_weights(model: bytes) -> bytes:
     return bytes(changed)
 
 
-def _signed_weights(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield where type and bytes of each weight and zero point of a graph are, subgraphs too."""
+def _signed(model: bytes, start: int, end: int, weights: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield where type and bytes are of each tensor of a graph to change, subgraphs too."""
     tensors: dict[bytes, tuple[int, int, int]] = {}
     for number, first, last in message_fields(model, start, end):
-        if number == _INITIALIZER:
+        if number == INITIALIZER:
             name, kind, *raw = _tensor(model, first, last)
             if kind:
                 tensors[name] = kind, raw[0], raw[1]
-        elif number == _NODE:
+        elif number == NODE:
+            # Files of earlier versions have branches and loops.
             for inner, a, b in message_fields(model, first, last):
                 if inner == _ATTRIBUTE:
                     for held, x, y in message_fields(model, a, b):
                         if held in (_SUBGRAPH, _SUBGRAPHS):
-                            yield from _signed_weights(model, x, y)
-    for name in tensors:
+                            yield from _signed(model, x, y, weights)
+    for name, place in tensors.items():
         weight = name.removesuffix(_ZERO_POINT) + _INTEGERS
-        if name.endswith(_ZERO_POINT) and weight in tensors:
-            yield from (tensors[name], tensors[weight])
+        if name.endswith(_ACTIVATIONS):
+            yield place
+        elif weights and name.endswith(_ZERO_POINT) and weight in tensors:
+            yield from (place, tensors[weight])
 
 
 def _tensor(model: bytes, start: int, end: int) -> tuple[bytes, int, int, int]:
     """Return a tensor's name, and where its type and its bytes are; 0 for what is not int8."""
     name, kind, raw = b"", 0, (0, 0)
     for number, first, last in message_fields(model, start, end):
-        if number == _NAME:
+        if number == TENSOR_NAME:
             name = model[first:last]
         elif number == _DATA_TYPE and model[first] == _INT8:
             kind = first
         elif number == _RAW_DATA:
             raw = first, last
     return name, kind, *raw
-
-
-def message_fields(
-    model: bytes | mmap.mmap, start: int, end: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield (number, first byte, end) of the fields of a protocol buffer message.
-
-    Raises
-    ------
-    IndexError, ValueError
-        If the bytes from ``start`` to ``end`` are none.
-    """
-    place = start
-    while place < end:
-        key, place = _varint(model, place)
-        number, wire = key >> 3, key & 7
-        if wire == _LENGTH:
-            length, place = _varint(model, place)
-        elif wire == _VARINT:
-            length = _varint(model, place)[1] - place
-        elif wire in _FIXED:
-            length = _FIXED[wire]
-        else:
-            raise ValueError(f"wire type {wire} is none of a protocol buffer")
-        if place + length > end:
-            raise ValueError("a field is longer than its message")
-        yield number, place, place + length
-        place += length
-
-
-def _varint(model: bytes | mmap.mmap, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if shift > 63:
-            raise ValueError("a number has more than 64 bits")
-        byte = model[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place

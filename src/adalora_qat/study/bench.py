@@ -23,7 +23,8 @@ from adalora_qat.export.run import export_stage
 from adalora_qat.imaging.geometry import load_image
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.progress import Progress
-from adalora_qat.runtime.onnx_predictor import open_session, read_metadata
+from adalora_qat.runtime.metadata import ModelMetadata
+from adalora_qat.runtime.session import open_session
 from adalora_qat.study.timing import BenchCase, Timing, time_models
 
 PYTORCH, RUNTIME = "PyTorch FP32", "ONNX FP32"
@@ -232,7 +233,7 @@ def _exported(
     measuring = run.config.model_copy(
         update={"export": ExportConfig(min_dice=0, min_pixel_agreement=0)}
     )
-    [made] = export_stage(
+    made = export_stage(
         replace(run, config=measuring), stage, folder / f"{stage}.onnx", records, progress
     )
     refusal = ""
@@ -246,7 +247,7 @@ def _exported(
 
 
 def _of_file(path: Path) -> BenchModel:
-    policy = read_metadata(open_session(path, threads=1), str(path), "whole").policy
+    policy = ModelMetadata.of([open_session(path, threads=1)], str(path)).policy
     return BenchModel(path.name, path, policy, path.stat().st_size)
 
 

@@ -31,7 +31,8 @@ from adalora_qat.model.weights import build
 from adalora_qat.predictor import Predictor
 from adalora_qat.quantize.policy import load_policy
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import OnnxPredictor, open_session
+from adalora_qat.runtime.onnx_predictor import OnnxPredictor
+from adalora_qat.runtime.session import open_session
 
 Kind = Literal["pretrained", "stage1", "ptq", "stage2", "onnx"]
 QUANTIZED: Final[tuple[Kind, ...]] = ("ptq", "stage2")

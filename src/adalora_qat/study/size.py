@@ -35,7 +35,7 @@ from adalora_qat.quantize.pack import read_header, save_packed
 from adalora_qat.quantize.policy import Policy, load_policy, parse_policy
 from adalora_qat.quantize.prepare import freeze, observe, prepare, quantized_layers
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import open_session
+from adalora_qat.runtime.session import open_session
 
 STAGES = ("stage2", "ptq", "stage1")
 # What is in a file beside its weights: names, shapes, the policy, an ONNX file's operators.

@@ -1,0 +1,180 @@
+"""ONNX files without the ``onnx`` package, which the base install lacks: walked and cut in two.
+
+A file of this package holds one graph, in which everything about the image ends in the output
+``embeddings`` and everything about the prompt begins there. Cut at that tensor it is an encoder,
+which an image goes through once, and a decoder, which answers each prompt.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+EMBEDDINGS = "embeddings"
+
+# Fields of ONNX's messages (onnx.proto3), by their numbers: of a model, of a graph, of a node.
+GRAPH = 7
+NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
+_NODE_INPUT, _NODE_OUTPUT = 1, 2
+# The name of a value, and of a tensor.
+_VALUE_NAME, TENSOR_NAME = 1, 8
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}
+
+
+class GraphNames(NamedTuple):
+    """What a graph takes and gives."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class _Node(NamedTuple):
+    raw: bytes
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+
+def names_of(model: bytes) -> GraphNames:
+    """Return the names of a model's inputs and outputs.
+
+    Raises
+    ------
+    IndexError, ValueError
+        If the bytes are no model.
+    """
+    start, end = _graph(model)
+    fields = list(message_fields(model, start, end))
+    inputs, outputs = (
+        tuple(_text(model, a, b, _VALUE_NAME) for kind, a, b in fields if kind == wanted)
+        for wanted in (INPUT, OUTPUT)
+    )
+    return GraphNames(inputs, outputs)
+
+
+def halves(model: bytes) -> tuple[bytes, bytes]:
+    """Cut a model at ``embeddings``: an encoder and a decoder, each with all metadata.
+
+    Parameters
+    ----------
+    model : whose graph gives ``embeddings`` and computes its other outputs from it.
+
+    Raises
+    ------
+    IndexError, ValueError
+        If the bytes are no model.
+    """
+    outputs = set(names_of(model).outputs)
+    first = _part(model, {EMBEDDINGS}, given=None)
+    return first, _part(model, outputs - {EMBEDDINGS}, given=EMBEDDINGS)
+
+
+def _part(model: bytes, wanted: set[str], given: str | None) -> bytes:
+    """Return a model of what gives ``wanted``, with one value ``given`` as an input."""
+    start, end = _graph(model)
+    fields = list(_raw_fields(model, start, end))
+    nodes = [_node(model, raw, a, b) for kind, raw, a, b in fields if kind == NODE]
+    kept, needed = [], set(wanted)
+    for node in reversed(nodes):  # producers come before their users
+        if needed & node.outputs and given not in node.outputs:
+            kept.append(node.raw)
+            needed |= node.inputs
+    body = kept[::-1]
+    for kind, raw, a, b in fields:
+        name = TENSOR_NAME if kind == INITIALIZER else _VALUE_NAME
+        if kind in (INITIALIZER, INPUT):
+            body += [raw] if _text(model, a, b, name) in needed else []
+        elif kind == OUTPUT:
+            text = _text(model, a, b, name)
+            body += [raw] if text in wanted else []
+            body += [_field(INPUT, model[a:b])] if text == given else []
+        elif kind != NODE:
+            body.append(raw)
+    whole = list(_raw_fields(model, 0, len(model)))
+    return b"".join(
+        _field(GRAPH, b"".join(body)) if kind == GRAPH else raw for kind, raw, _, _ in whole
+    )
+
+
+def _graph(model: bytes) -> tuple[int, int]:
+    for number, start, end in message_fields(model, 0, len(model)):
+        if number == GRAPH:
+            return start, end
+    raise ValueError("there is no graph")
+
+
+def _node(model: bytes, raw: bytes, start: int, end: int) -> _Node:
+    found: dict[int, set[str]] = {_NODE_INPUT: set(), _NODE_OUTPUT: set()}
+    for number, first, last in message_fields(model, start, end):
+        if number in found:
+            found[number].add(model[first:last].decode("utf-8"))
+    return _Node(raw, frozenset(found[_NODE_INPUT]) - {""}, frozenset(found[_NODE_OUTPUT]))
+
+
+def _text(model: bytes, start: int, end: int, number: int) -> str:
+    for kind, first, last in message_fields(model, start, end):
+        if kind == number:
+            return model[first:last].decode("utf-8")
+    return ""
+
+
+def _raw_fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
+    """Yield (number, bytes of the field, first byte of its content, end)."""
+    before = start
+    for number, first, last in message_fields(model, start, end):
+        yield number, model[before:last], first, last
+        before = last
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _number(number << 3 | _LENGTH) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    """Return a number as protocol buffers write it, seven bits a byte, the lowest first."""
+    written = bytearray()
+    while value > 127:
+        written.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*written, value])
+
+
+def message_fields(
+    model: bytes | mmap.mmap, start: int, end: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, first byte, end) of the fields of a protocol buffer message.
+
+    Raises
+    ------
+    IndexError, ValueError
+        If the bytes from ``start`` to ``end`` are none.
+    """
+    place = start
+    while place < end:
+        key, place = _varint(model, place)
+        number, wire = key >> 3, key & 7
+        if wire == _LENGTH:
+            length, place = _varint(model, place)
+        elif wire == _VARINT:
+            length = _varint(model, place)[1] - place
+        elif wire in _FIXED:
+            length = _FIXED[wire]
+        else:
+            raise ValueError(f"wire type {wire} is none of a protocol buffer")
+        if place + length > end:
+            raise ValueError("a field is longer than its message")
+        yield number, place, place + length
+        place += length
+
+
+def _varint(model: bytes | mmap.mmap, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if shift > 63:
+            raise ValueError("a number has more than 64 bits")
+        byte = model[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place

@@ -1,0 +1,173 @@
+"""What runs a model's file: encoder and decoder as two functions of NumPy arrays.
+
+Shapes: N prompts of one image, T points of a prompt, S model side, E side of the embeddings,
+D width, L low-resolution side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from adalora_qat.runtime.graph_file import EMBEDDINGS, GraphNames, halves, names_of
+from adalora_qat.runtime.metadata import ModelMetadata
+from adalora_qat.runtime.session import give_memory_back, open_session
+
+Floats = NDArray[np.float32]
+Feeds = dict[str, NDArray[Any]]
+
+# The labels of points, as Segment Anything numbers them.
+OUTSIDE, INSIDE, TOP_LEFT, BOTTOM_RIGHT, NO_POINT = 0, 1, 2, 3, -1
+_KNOWN = "known_embeddings"
+
+
+def box_feeds(boxes: NDArray[np.generic], structures: NDArray[np.generic] | None = None) -> Feeds:
+    """Return what a file takes for boxes.
+
+    Parameters
+    ----------
+    boxes : (N, 4) in the model frame.
+    structures : (N,) which structure each mask shall be, −1 for what the box holds;
+        None for a model without learned prompts.
+    """
+    count = len(boxes)
+    feeds: Feeds = {
+        "points": boxes.astype(np.float32).reshape(1, count, 2, 2),
+        "labels": np.tile(np.array([TOP_LEFT, BOTTOM_RIGHT], dtype=np.int64), (1, count, 1)),
+    }
+    return feeds if structures is None else {**feeds, "structures": structures[None]}
+
+
+class Network(Protocol):
+    """A model's file, opened by an engine; safe to share between threads.
+
+    Attributes
+    ----------
+    metadata : what the file says about itself.
+    takes : the names of the inputs of a prompt.
+    gives_embeddings : False where ``encode`` returns the image itself.
+    """
+
+    metadata: ModelMetadata
+    takes: frozenset[str]
+    gives_embeddings: bool
+
+    def encode(self, image: Floats) -> Floats:
+        """Encode an image (1, 3, S, S) as embeddings (E², D)."""
+        ...
+
+    def decode(self, embeddings: Floats, prompt: Feeds) -> tuple[Floats, Floats]:
+        """Decode prompts of an encoded image: logits (1, N, L, L) and predicted IoU (1, N).
+
+        Parameters
+        ----------
+        embeddings : what ``encode`` gave.
+        prompt : points (1, N, T, 2) and labels (1, N, T); where the file takes them also
+            structures (1, N).
+        """
+        ...
+
+
+def open_network(path: Path, threads: int | None, *, low_memory: bool) -> Network:
+    """Open a model's file with ONNX Runtime.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no ONNX model that this package wrote.
+    ConfigError
+        If ``threads`` is not positive.
+    """
+    model = path.read_bytes()
+    try:
+        names = names_of(model)
+        parts = halves(model) if "points" in names.inputs else None
+    except (IndexError, ValueError):
+        # The runtime says best what is wrong with it.
+        parts, names = None, GraphNames((), ())
+    if parts is None:
+        return EarlierNetwork(path, open_session(path, threads, low_memory=low_memory), low_memory)
+    encoder, decoder = (
+        open_session(path, threads, low_memory=low_memory, model=part) for part in parts
+    )
+    return OnnxNetwork(path, encoder, decoder, low_memory)
+
+
+class OnnxNetwork:
+    """A file in ONNX Runtime, cut at its embeddings."""
+
+    gives_embeddings = True
+
+    def __init__(
+        self,
+        path: Path,
+        encoder: ort.InferenceSession,
+        decoder: ort.InferenceSession,
+        low_memory: bool,
+    ) -> None:
+        self.metadata = ModelMetadata.of([encoder, decoder], str(path))
+        self.takes = frozenset(each.name for each in decoder.get_inputs()) - {EMBEDDINGS}
+        self._encoder, self._decoder, self._low_memory = encoder, decoder, low_memory
+
+    def encode(self, image: Floats) -> Floats:
+        """Encode an image; see ``Network``."""
+        embeddings: Floats
+        (embeddings,) = self._encoder.run([EMBEDDINGS], {"image": image})
+        if self._low_memory:
+            give_memory_back()
+        return embeddings
+
+    def decode(self, embeddings: Floats, prompt: Feeds) -> tuple[Floats, Floats]:
+        """Decode prompts; see ``Network``."""
+        logits, iou = self._decoder.run(["logits", "iou"], {EMBEDDINGS: embeddings, **prompt})
+        if self._low_memory:
+            give_memory_back()
+        return logits, iou
+
+
+class EarlierNetwork:
+    """A file of an earlier version, which takes boxes alone and cannot be cut."""
+
+    def __init__(self, path: Path, session: ort.InferenceSession, low_memory: bool) -> None:
+        self.metadata = ModelMetadata.of([session], str(path))
+        inputs = {each.name for each in session.get_overridable_initializers()}
+        self.gives_embeddings = _KNOWN in inputs
+        self.takes = frozenset(each.name for each in session.get_inputs()) - {"image"}
+        side = self.metadata.frame.side
+        self._whole = np.array([[0, 0, side, side]], dtype=np.float32)
+        self._blank = np.zeros((1, 3, side, side), dtype=np.float32)
+        self._session, self._low_memory = session, low_memory
+
+    def encode(self, image: Floats) -> Floats:
+        """Encode an image; the image itself if the file keeps its embeddings to itself."""
+        if not self.gives_embeddings:
+            return image
+        only = ort.RunOptions()
+        only.only_execute_path_to_fetches = True
+        feeds = {"image": image, **self._boxes(box_feeds(self._whole))}
+        embeddings: Floats
+        (embeddings,) = self._session.run([EMBEDDINGS], feeds, only)
+        return embeddings
+
+    def decode(self, embeddings: Floats, prompt: Feeds) -> tuple[Floats, Floats]:
+        """Decode prompts whose points are corners of boxes; see ``Network``."""
+        if self.gives_embeddings:
+            seen = {"image": self._blank, _KNOWN: embeddings}
+        else:
+            seen = {"image": embeddings}
+        logits, iou = self._session.run(["logits", "iou"], {**seen, **self._boxes(prompt)})
+        if self._low_memory:
+            give_memory_back()
+        return logits, iou
+
+    def _boxes(self, prompt: Feeds) -> Feeds:
+        count = prompt["labels"].shape[1]
+        boxes = {"boxes": prompt["points"].reshape(1, count, 4)}
+        if "structures" not in self.takes:
+            return boxes
+        none = np.full((1, count), -1, dtype=np.int64)
+        return {**boxes, "structures": prompt.get("structures", none)}
