@@ -37,20 +37,20 @@ def test_each_answer_is_that_of_the_model(model: Model, png: MemoryFile) -> None
 def test_further_prompts_do_not_encode(
     model: Model, png: MemoryFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
+    seen: list[int] = []
     predictor = model._predictor
-    inner = predictor.run_once_encoded
+    inner = predictor.encode
 
-    def spy(image, boxes, embeddings, structures=None):  # type: ignore[no-untyped-def]
-        seen.append(embeddings is not None)
-        return inner(image, boxes, embeddings, structures)
+    def noted(image: np.ndarray) -> np.ndarray:
+        seen.append(1)
+        return inner(image)
 
-    monkeypatch.setattr(predictor, "run_once_encoded", spy)
+    monkeypatch.setattr(predictor, "encode", noted)
     opened = model.open(png)
+    assert not seen
     opened()
-    opened(box=[10, 10, 200, 200])
-    assert seen[0] is False
-    assert all(seen[1:])
+    opened(box=[5, 5, 60, 60])
+    assert len(seen) == 1
 
 
 def test_bad_input_names_the_file(model: Model) -> None:
