@@ -85,6 +85,10 @@ class Model:
         """The name of the model's file, without suffix."""
         return self._predictor.name
 
+    def warm_up(self) -> None:
+        """Run once on a blank image, so that the first radiograph is as fast as the next."""
+        self._predictor.warm_up()
+
     @property
     def metadata(self) -> ModelMetadata:
         """What the model's file says about itself."""
