@@ -90,6 +90,11 @@ class Model:
         self._predictor.warm_up()
 
     @property
+    def takes_points(self) -> bool:
+        """Whether points may be given, and not only boxes."""
+        return self._predictor.takes_points
+
+    @property
     def metadata(self) -> ModelMetadata:
         """What the model's file says about itself."""
         return self._predictor.metadata

@@ -87,7 +87,7 @@ class Service:
             "name": self.model.name,
             **self.model.described(),
             "structures": list(metadata.structures),
-            "takes": ["boxes", "points"],
+            "takes": ["boxes", "points"] if self.model.takes_points else ["boxes"],
             "automatic_prompt": metadata.automatic_prompt is not False,
             "limits": {
                 name: getattr(self.settings, name)
