@@ -32,9 +32,9 @@ BASE = (
 )  # fmt: skip
 # These need no torch either, but what `[data]` brings.
 WITH_DATA = ("phantom", "corpus", "evaluate", "report")
-NEEDS_DICOM = {"imaging.dicom", "imaging.dicom_pixels"}
+NEEDS_EXTRA = {"imaging.dicom", "imaging.dicom_pixels", "runtime.openvino_network"}
 DATA_PACKAGES = {
-    "cv2", "jinja2", "matplotlib", "pandas", "pyarrow", "pydicom", "scipy", "skimage",
+    "cv2", "jinja2", "matplotlib", "openvino", "pandas", "pyarrow", "pydicom", "scipy", "skimage",
 }  # fmt: skip
 
 
@@ -63,12 +63,12 @@ def test_the_environment_is_small() -> None:
     assert len(names) < 35, names
 
 
-@pytest.mark.parametrize("module", sorted(set(modules(BASE)) - NEEDS_DICOM))
+@pytest.mark.parametrize("module", sorted(set(modules(BASE)) - NEEDS_EXTRA))
 def test_base_modules_are_imported(module: str) -> None:
     importlib.import_module(f"adalora_qat.{module}")
 
 
-@pytest.mark.parametrize("module", sorted({*modules(WITH_DATA), *NEEDS_DICOM}))
+@pytest.mark.parametrize("module", sorted({*modules(WITH_DATA), *NEEDS_EXTRA}))
 def test_other_rooms_without_torch_lack_packages_of_data_only(module: str) -> None:
     try:
         importlib.import_module(f"adalora_qat.{module}")

@@ -32,9 +32,16 @@ TORCH_ROOMS = {
     "release", "study",
 }  # fmt: skip
 TORCH = {"torch", "torchvision", "transformers", "accelerate", "peft", "onnx", "onnxscript"}
-NOT_IN_BASE = {"pandas", "scipy", "cv2", "matplotlib", "skimage", "pyarrow", "pydicom", "jinja2"}
-# The optional extra `[dicom]`: these modules are imported by a function, when a file is DICOM.
-NEED_DICOM = {"imaging/dicom.py", "imaging/dicom_pixels.py"}
+NOT_IN_BASE = {
+    "pandas", "scipy", "cv2", "matplotlib", "skimage", "pyarrow", "pydicom", "jinja2", "openvino",
+}  # fmt: skip
+# The optional extras `[dicom]` and `[openvino]`: a function imports these modules where a file is
+# DICOM, or the engine asked for.
+NEED_EXTRA = {
+    "imaging/dicom.py": "pydicom",
+    "imaging/dicom_pixels.py": "pydicom",
+    "runtime/openvino_network.py": "openvino",
+}
 LARGEST_ROOM = 4500
 
 
@@ -142,16 +149,14 @@ def test_the_base_install_imports_its_own_dependencies_only() -> None:
     for path in sources():
         if room_of(path) not in (*BASE, "__init__", "cli"):
             continue
-        barred = NOT_IN_BASE - (
-            {"pydicom"} if path.relative_to(PACKAGE).as_posix() in NEED_DICOM else set()
-        )
+        barred = NOT_IN_BASE - {NEED_EXTRA.get(path.relative_to(PACKAGE).as_posix(), "")}
         found = outermost(imports_at_the_top(path)) & (barred | TORCH)
-        # And not by way of a module that needs DICOM.
+        # And not by way of a module that needs an extra.
         found |= {
             name
             for name in imports_at_the_top(path)
-            if f"{name.removeprefix('adalora_qat.').replace('.', '/')}.py" in NEED_DICOM
-            and path.relative_to(PACKAGE).as_posix() not in NEED_DICOM
+            if f"{name.removeprefix('adalora_qat.').replace('.', '/')}.py" in NEED_EXTRA
+            and path.relative_to(PACKAGE).as_posix() not in NEED_EXTRA
         }
         wrong += [f"{path.relative_to(PACKAGE)} imports {name}" for name in sorted(found)]
     assert not wrong

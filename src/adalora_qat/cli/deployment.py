@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +123,14 @@ def size(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Run folders and ONNX files.")],
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run folders and ONNX files; the packaged model for --engines."),
+    ] = None,
+    engines: Annotated[
+        bool,
+        typer.Option("--engines", help="Time one ONNX file in each engine that is installed."),
+    ] = False,
     data: Annotated[
         Path | None, typer.Option("--data", help="Manifest whose test split is segmented.")
     ] = None,
@@ -133,14 +140,22 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare models on this machine: size, load time, latency, memory, Dice, agreement."""
+    """Compare models on this machine: size, load time, latency, memory, Dice, agreement.
+
+    With --engines one file in each engine instead, on the packaged phantom: which is fastest here.
+    """
+    if out is not None and out.is_dir():
+        raise DataError(f"--out {out} is a folder; name the JSON file to write")
+    if engines:
+        _bench_engines(models or [], rounds, threads, out, as_json)
+        return
+    if not models:
+        raise DataError("give run folders or ONNX files to compare, or --engines")
     from adalora_qat.checkpoint import provenance
     from adalora_qat.corpus.splits import read_manifest
     from adalora_qat.files import write_json
     from adalora_qat.study import bench as benching
 
-    if out is not None and out.is_dir():
-        raise DataError(f"--out {out} is a folder; name the JSON file to write")
     with watching() as watch, tempfile.TemporaryDirectory() as folder:
         if data is None:
             records = benching.phantom_records(Path(folder) / "phantoms", images)
@@ -159,6 +174,38 @@ def bench(
         print_json(report)
         return
     _print_bench(report)
+
+
+def _bench_engines(
+    models: Sequence[Path], rounds: int, threads: int | None, out: Path | None, as_json: bool
+) -> None:
+    from adalora_qat.files import write_json
+    from adalora_qat.runtime.engine_table import time_engines
+    from adalora_qat.runtime.packaged import MODEL, weights_folder
+
+    if len(models) > 1 or any(model.suffix != ".onnx" for model in models):
+        raise DataError("--engines times one ONNX file: give one, or none for the packaged model")
+    model = models[0] if models else weights_folder() / MODEL
+    with watching() as watch:
+        rows = time_engines(model, rounds, threads, watch.progress)
+    if out is not None:
+        write_json(out, {"model": model.name, "rounds": rounds, "rows": rows})
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("engine", "load s", "one image, ms", "Dice with ONNX Runtime", "auto")
+    for row in rows:
+        if "missing" in row:
+            table.add_row(row["engine"], "", row["missing"], "", "")
+            continue
+        times = f"{row['median_s'] * 1e3:.0f} (least {row['least_s'] * 1e3:.0f})"
+        cells = (f"{row['load_s']:.2f}", times, f"{row['dice']:.4f}", "*" if row["auto"] else "")
+        table.add_row(row["name"], *cells)
+    out_console.print(table)
+    out_console.print(
+        f"{model.name}, a phantom from pixels to mask, {rounds} rounds in turn, median. * is what "
+        "engine=auto takes"
+    )
 
 
 def _print_bench(report: Mapping[str, Any]) -> None:

@@ -62,6 +62,9 @@ def segment(
         bool, typer.Option("--lenient", help="Take what can be decoded of damaged files.")
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, … (see bench --engines); auto chooses.")
+    ] = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 3 if there are warnings.")
     ] = False,
@@ -86,7 +89,7 @@ def segment(
         lenient,
     )
     numbers = _numbers(box, 4, "--box", "four numbers x0,y0,x1,y1 in original pixels")
-    loaded = load(model, threads=threads)
+    loaded = load(model, threads=threads, engine=engine)
     _say_threads(threads)
     if loaded.metadata.automatic_prompt is False and box is None and boxes is None:
         _warn(f"{loaded.name} was never trained without a box: its masks may be poor; give boxes")

@@ -17,6 +17,9 @@ EMBEDDINGS = "embeddings"
 GRAPH = 7
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT = 1, 2
+_METADATA, _KEY, _VALUE = 14, 1, 2
+# Of the type of a value, down to a size: a number, or a name.
+_TYPE, _TENSOR, _SHAPE, _DIMENSION, _SIZE = 2, 1, 2, 1, 1
 # The name of a value, and of a tensor.
 _VALUE_NAME, TENSOR_NAME = 1, 8
 _VARINT, _LENGTH = 0, 2
@@ -28,6 +31,19 @@ class GraphNames(NamedTuple):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+class Described(NamedTuple):
+    """What a model says about itself.
+
+    Attributes
+    ----------
+    properties : its metadata, key → value.
+    shapes : of its inputs and outputs by name; a dynamic size is a string.
+    """
+
+    properties: dict[str, str]
+    shapes: dict[str, list[int | str]]
 
 
 class _Node(NamedTuple):
@@ -51,6 +67,45 @@ def names_of(model: bytes) -> GraphNames:
         for wanted in (INPUT, OUTPUT)
     )
     return GraphNames(inputs, outputs)
+
+
+def described(model: bytes) -> Described:
+    """Return the metadata of a model, and the shapes of its inputs and outputs.
+
+    Raises
+    ------
+    IndexError, ValueError
+        If the bytes are no model, or its metadata no text.
+    """
+    properties: dict[str, str] = {}
+    for number, start, end in message_fields(model, 0, len(model)):
+        if number == _METADATA:
+            properties[_text(model, start, end, _KEY)] = _text(model, start, end, _VALUE)
+    shapes = {
+        _text(model, a, b, _VALUE_NAME): _shape(model, a, b)
+        for kind, a, b in message_fields(model, *_graph(model))
+        if kind in (INPUT, OUTPUT)
+    }
+    return Described(properties, shapes)
+
+
+def _shape(model: bytes, start: int, end: int) -> list[int | str]:
+    """Return the sizes of a value: ValueInfoProto, TypeProto, Tensor, TensorShapeProto."""
+    places = [(start, end)]
+    for number in (_TYPE, _TENSOR, _SHAPE, _DIMENSION):
+        places = [
+            (a, b)
+            for place in places
+            for kind, a, b in message_fields(model, *place)
+            if kind == number
+        ]
+    sizes: list[int | str] = []
+    for a, b in places:
+        kind, first, last = next(message_fields(model, a, b), (0, a, a))
+        sizes.append(
+            _varint(model, first)[0] if kind == _SIZE else model[first:last].decode("utf-8")
+        )
+    return sizes
 
 
 def halves(model: bytes) -> tuple[bytes, bytes]:

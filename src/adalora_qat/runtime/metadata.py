@@ -11,14 +11,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from adalora_qat.errors import CheckpointError
 from adalora_qat.imaging.geometry import Frame
 from adalora_qat.predictor import STRUCTURE_NAME
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from adalora_qat.runtime.graph_file import described
 
 FORMAT = "1"
 _PREFIX = "adalora_qat."
@@ -102,33 +100,36 @@ class ModelMetadata:
         return {_PREFIX + "format": json.dumps(FORMAT), **props}
 
     @classmethod
-    def of(cls, sessions: Sequence[InferenceSession], origin: str) -> ModelMetadata:
-        """Read the description of an open file, and hold it against its graph.
+    def of(cls, model: bytes, origin: str) -> ModelMetadata:
+        """Read the description of a file, and hold it against its graph.
 
         Parameters
         ----------
-        sessions : of the file, or of both parts of it.
-        origin : what to call the file in errors.
+        model : the bytes of the file.
+        origin : what to call it in errors.
 
         Raises
         ------
         CheckpointError
-            As ``from_props``, and as ``check_graph``; if it is half a model.
+            As ``from_props``, and as ``check_graph``; if it is half a model, or none.
         """
         try:
-            props = sessions[0].get_modelmeta().custom_metadata_map
+            found = described(model)
         except UnicodeDecodeError as error:
             raise CheckpointError(
                 f"the metadata of {origin} are not text ({error}); export the model again"
             ) from error
-        metadata = cls.from_props(props, origin)
+        except (IndexError, ValueError) as error:
+            raise CheckpointError(
+                f"{origin} is not an ONNX model ({error}); write one with `adalora-qat export`"
+            ) from error
+        metadata = cls.from_props(found.properties, origin)
         if metadata.part != "whole":
             raise CheckpointError(
                 f"{origin} holds the {metadata.part} part of a model, as an earlier version wrote "
                 "it; export the model again: one file takes boxes and points"
             )
-        values = [v for one in sessions for v in (*one.get_inputs(), *one.get_outputs())]
-        metadata.check_graph({value.name: value.shape for value in values}, origin)
+        metadata.check_graph(found.shapes, origin)
         return metadata
 
     @classmethod

@@ -41,7 +41,12 @@ NO_BOX_TRAINING = "no_box_training"
 _FILES = (str, os.PathLike, MemoryFile)
 
 
-def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    engine: str = "auto",
+) -> Model:
     """Load a model to segment with.
 
     Parameters
@@ -50,6 +55,9 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
         given.
     threads : worker threads, None for one per core; never more than the processors that this
         process may use (``session.available_cpus``).
+    engine : what runs the file: ``onnxruntime``, which is always there; ``openvino``, or with AMX
+        ``openvino-bf16``, an extra; ``cuda`` or ``tensorrt`` with onnxruntime-gpu; ``auto`` takes
+        what was measured to be fastest on such a processor. Results say which it was.
 
     Returns
     -------
@@ -60,11 +68,11 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     CheckpointError
         If a file is missing, damaged, or was not exported by this package.
     ConfigError
-        If ``threads`` is not positive.
+        If ``threads`` is not positive, or the engine not known or not installed.
     """
     if path is None:
-        return Model(packaged_predictor(threads))
-    return Model(OnnxPredictor(os.fspath(path), threads))
+        return Model(packaged_predictor(threads, engine=engine))
+    return Model(OnnxPredictor(os.fspath(path), threads, engine=engine))
 
 
 class Model:
@@ -382,6 +390,8 @@ class Model:
             "variant": metadata.variant,
             "policy": metadata.policy,
             "version": metadata.product_version,
+            "engine": predictor.engine,
+            "engine_reason": predictor.engine_reason,
         }
 
 

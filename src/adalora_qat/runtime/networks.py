@@ -6,6 +6,7 @@ D width, L low-resolution side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from adalora_qat.runtime.graph_file import EMBEDDINGS, GraphNames, halves, names_of
+from adalora_qat.runtime.graph_file import EMBEDDINGS, halves
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.session import give_memory_back, open_session
+from adalora_qat.runtime.session import CPU, give_memory_back, open_session, threads_of
 
 Floats = NDArray[np.float32]
 Feeds = dict[str, NDArray[Any]]
@@ -48,11 +49,15 @@ class Network(Protocol):
     Attributes
     ----------
     metadata : what the file says about itself.
+    engine : what runs it, with version and precision.
+    threads : how many threads it has.
     takes : the names of the inputs of a prompt.
     gives_embeddings : False where ``encode`` returns the image itself.
     """
 
     metadata: ModelMetadata
+    engine: str
+    threads: int
     takes: frozenset[str]
     gives_embeddings: bool
 
@@ -72,46 +77,36 @@ class Network(Protocol):
         ...
 
 
-def open_network(path: Path, threads: int | None, *, low_memory: bool) -> Network:
-    """Open a model's file with ONNX Runtime.
-
-    Raises
-    ------
-    CheckpointError
-        If it is no ONNX model that this package wrote.
-    ConfigError
-        If ``threads`` is not positive.
-    """
-    model = path.read_bytes()
-    try:
-        names = names_of(model)
-        parts = halves(model) if "points" in names.inputs else None
-    except (IndexError, ValueError):
-        # The runtime says best what is wrong with it.
-        parts, names = None, GraphNames((), ())
-    if parts is None:
-        return EarlierNetwork(path, open_session(path, threads, low_memory=low_memory), low_memory)
-    encoder, decoder = (
-        open_session(path, threads, low_memory=low_memory, model=part) for part in parts
-    )
-    return OnnxNetwork(path, encoder, decoder, low_memory)
-
-
 class OnnxNetwork:
-    """A file in ONNX Runtime, cut at its embeddings."""
+    """A file in ONNX Runtime, cut at its embeddings.
+
+    Parameters
+    ----------
+    path, model : the file, and its bytes.
+    threads : None for one per processor that this process may use.
+    low_memory : as in ``session.open_session``.
+    providers : as in ``session.open_session``.
+    """
 
     gives_embeddings = True
 
     def __init__(
         self,
         path: Path,
-        encoder: ort.InferenceSession,
-        decoder: ort.InferenceSession,
-        low_memory: bool,
+        model: bytes,
+        threads: int | None,
+        *,
+        low_memory: bool = False,
+        providers: Sequence[str] = CPU,
     ) -> None:
-        self.metadata = ModelMetadata.of([encoder, decoder], str(path))
-        self.takes = frozenset(each.name for each in decoder.get_inputs()) - {EMBEDDINGS}
-        self._encoder, self._decoder, self._low_memory = encoder, decoder, low_memory
+        self.metadata = ModelMetadata.of(model, str(path))
+        self.threads, self.engine = threads_of(threads), _runtime(providers)
+        self._encoder, self._decoder = (
+            open_session(path, threads, low_memory=low_memory, model=part, providers=providers)
+            for part in halves(model)
+        )
+        self.takes = frozenset(each.name for each in self._decoder.get_inputs()) - {EMBEDDINGS}
+        self._low_memory = low_memory
 
     def encode(self, image: Floats) -> Floats:
         """Encode an image; see ``Network``."""
@@ -132,8 +127,12 @@ class OnnxNetwork:
 class EarlierNetwork:
     """A file of an earlier version, which takes boxes alone and cannot be cut."""
 
-    def __init__(self, path: Path, session: ort.InferenceSession, low_memory: bool) -> None:
-        self.metadata = ModelMetadata.of([session], str(path))
+    def __init__(
+        self, path: Path, model: bytes, threads: int | None, *, low_memory: bool = False
+    ) -> None:
+        session = open_session(path, threads, low_memory=low_memory)
+        self.metadata = ModelMetadata.of(model, str(path))
+        self.threads, self.engine = threads_of(threads), _runtime(CPU)
         inputs = {each.name for each in session.get_overridable_initializers()}
         self.gives_embeddings = _KNOWN in inputs
         self.takes = frozenset(each.name for each in session.get_inputs()) - {"image"}
@@ -171,3 +170,8 @@ class EarlierNetwork:
             return boxes
         none = np.full((1, count), -1, dtype=np.int64)
         return {**boxes, "structures": prompt.get("structures", none)}
+
+
+def _runtime(providers: Sequence[str]) -> str:
+    names = "" if providers == CPU else f" {providers[0]}"
+    return f"onnxruntime {ort.__version__}{names}"

@@ -27,6 +27,7 @@ from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.confidence import Calibration
 from adalora_qat.runtime.digest import verified_sha256
+from adalora_qat.runtime.engines import open_network
 from adalora_qat.runtime.networks import (
     BOTTOM_RIGHT,
     INSIDE,
@@ -35,7 +36,6 @@ from adalora_qat.runtime.networks import (
     TOP_LEFT,
     Feeds,
     box_feeds,
-    open_network,
 )
 
 # Prompts that the decoder takes in one run: its memory is then that of so many, about 30 MB each
@@ -58,6 +58,8 @@ class OnnxPredictor:
     threads : worker threads, None for one per core.
     name : for tables; the file's stem if not given.
     low_memory : less memory between images, slower.
+    engine : what runs the file, one of ``engines.ENGINES``; not ``auto``, so that figures do not
+        depend on what is installed.
 
     Attributes
     ----------
@@ -65,11 +67,14 @@ class OnnxPredictor:
     assurance : what it knows of its own limits.
     prompts_structures : whether it has learned prompts for structures.
     takes_points : whether it can be asked with points.
+    engine, engine_reason : what runs it, with its version and threads, and why that.
 
     Raises
     ------
     CheckpointError
         If the file is missing, is not ONNX, or was not exported by this package.
+    ConfigError
+        If the engine is not known or not installed, or ``threads`` not positive.
     """
 
     def __init__(
@@ -79,12 +84,16 @@ class OnnxPredictor:
         name: str | None = None,
         *,
         low_memory: bool = False,
+        engine: str = "onnxruntime",
     ) -> None:
         self.path = Path(path)
         self._name = name or self.path.stem
         # Before a runtime sees the file: it says less of what is wrong with a damaged one.
         self.sha256 = verified_sha256(self.path)
-        self._network = open_network(self.path, threads, low_memory=low_memory)
+        self._network, self.engine_reason = open_network(
+            self.path, engine, threads, low_memory=low_memory
+        )
+        self.engine = f"{self._network.engine}, threads: {self._network.threads}"
         self.metadata = self._network.metadata
         self.assurance = Assurance.of(self.metadata, str(self.path))
         self.prompts_structures = "structures" in self._network.takes

@@ -25,13 +25,16 @@ def weights_folder() -> Path:
     return Path(str(resources.files("adalora_qat").joinpath("weights")))
 
 
-def packaged_predictor(threads: int | None = None, folder: Path | None = None) -> OnnxPredictor:
+def packaged_predictor(
+    threads: int | None = None, folder: Path | None = None, engine: str = "onnxruntime"
+) -> OnnxPredictor:
     """Open the packaged model of both lungs.
 
     Parameters
     ----------
     threads : worker threads, None for one per core.
     folder : where the model's files are; those of the package if not given.
+    engine : what runs it, one of ``engines.ENGINES``.
 
     Raises
     ------
@@ -44,7 +47,7 @@ def packaged_predictor(threads: int | None = None, folder: Path | None = None) -
             f"this installation of adalora-qat holds no model (there is no {folder / MODEL}); "
             "give one that `adalora-qat export` wrote, by --model or load(path)"
         )
-    predictor = OnnxPredictor(folder / MODEL, threads=threads)
+    predictor = OnnxPredictor(folder / MODEL, threads=threads, engine=engine)
     stated = read_sums(folder).get(MODEL)
     if predictor.sha256 != stated:
         raise CheckpointError(

@@ -20,7 +20,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ import onnxruntime as ort
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.runtime.graph_file import GRAPH, INITIALIZER, NODE, TENSOR_NAME, message_fields
 
+CPU = ("CPUExecutionProvider",)
 _X86 = ("x86_64", "amd64", "x86", "i386", "i686")
 # It quantizes float weights between quantized values, which the policy left in float.
 _NOT_ASKED_FOR = ["WeightBiasQuantization"]
@@ -53,19 +54,28 @@ _ACTIVATIONS = (b"input_zero_point", b".blank")
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Return options for a session on the CPU, with one thread a core if none are named.
-
-    Never more threads than ``available_cpus``: those beyond them wait for one another, so that
-    256 on two processors give no result for minutes.
-    """
-    options, available = ort.SessionOptions(), available_cpus()
+    """Return options for a session on the CPU, with ``threads_of`` these threads."""
+    options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = min(threads, available)
-    elif available < (os.cpu_count() or available):
-        # The runtime itself counts the cores of the machine, not those it may use.
-        options.intra_op_num_threads = available
+    options.intra_op_num_threads = threads_of(threads)
     return options
+
+
+def threads_of(threads: int | None) -> int:
+    """Return how many threads an engine gets: what is asked for, one per processor if None.
+
+    Never more than ``available_cpus``: those beyond them wait for one another, so that 256 on
+    two processors give no result for minutes.
+
+    Raises
+    ------
+    ConfigError
+        If ``threads`` is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
+    # The runtime itself would count the cores of the machine, not those it may use.
+    return min(threads or available_cpus(), available_cpus())
 
 
 def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -94,6 +104,7 @@ def open_session(
     *,
     low_memory: bool = False,
     model: bytes | None = None,
+    providers: Sequence[str] = CPU,
 ) -> ort.InferenceSession:
     """Open an ONNX file on the CPU.
 
@@ -104,6 +115,7 @@ def open_session(
     low_memory : give memory back between operators instead of keeping an arena; slower.
         The process holds less between images, and at its peak little less.
     model : what is run of the file, where that is not all of it.
+    providers : of ONNX Runtime, the first that has an operator runs it.
 
     Raises
     ------
@@ -112,8 +124,6 @@ def open_session(
     ConfigError
         If ``threads`` is not positive.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}: give at least 1, or none for one per core")
     if not path.is_file():
         raise CheckpointError(f"model file {path} does not exist")
     options = session_options(threads)
@@ -122,7 +132,7 @@ def open_session(
     # already holds: half as much memory again, and slower than blocks that stay in the cache.
     options.enable_mem_pattern = False
     try:
-        session = inference_session(path if model is None else model, options)
+        session = inference_session(path if model is None else model, options, providers)
     # ONNX Runtime's exceptions share no base class but Exception.
     except Exception as error:
         cause = str(error).splitlines()[0][:200]
@@ -142,12 +152,15 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def inference_session(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    """Open a model on the CPU: a file or its bytes."""
+def inference_session(
+    model: Path | bytes, options: ort.SessionOptions, providers: Sequence[str] = CPU
+) -> ort.InferenceSession:
+    """Open a model: a file or its bytes; on the CPU if no other providers are named."""
+    source = model if isinstance(model, bytes) else str(model)
     return ort.InferenceSession(
-        runnable(model),
+        runnable(model) if providers == CPU else source,
         options,
-        providers=["CPUExecutionProvider"],
+        providers=list(providers),
         disabled_optimizers=_NOT_ASKED_FOR,
         # Else it prints, to standard output, that it will try the same again.
         enable_fallback=0,

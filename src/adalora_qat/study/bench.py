@@ -24,7 +24,6 @@ from adalora_qat.imaging.geometry import load_image
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.session import open_session
 from adalora_qat.study.timing import BenchCase, Timing, time_models
 
 PYTORCH, RUNTIME = "PyTorch FP32", "ONNX FP32"
@@ -247,7 +246,7 @@ def _exported(
 
 
 def _of_file(path: Path) -> BenchModel:
-    policy = ModelMetadata.of([open_session(path, threads=1)], str(path)).policy
+    policy = ModelMetadata.of(path.read_bytes(), str(path)).policy
     return BenchModel(path.name, path, policy, path.stat().st_size)
 
 

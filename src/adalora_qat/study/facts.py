@@ -27,7 +27,6 @@ from adalora_qat.quantize.prepare import quantized_layers
 from adalora_qat.report.paper import baseline_row, published_row
 from adalora_qat.report.tables import MISSING
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.session import open_session
 from adalora_qat.study.models import STAGES, Model, stage_name
 from adalora_qat.study.parameters import adapter_parameters, count_parts
 from adalora_qat.study.size import parameter_count, shipped_bytes
@@ -122,7 +121,7 @@ def facts_of(model: Model) -> ModelFacts:
         exported = model.file.stat().st_size if model.kind == "onnx" and model.file else None
         return stage_facts(model.run, model.stage or model.kind).for_tables(exported)
     if model.kind == "onnx" and model.file is not None:
-        told = ModelMetadata.of([open_session(model.file, threads=1)], str(model.file))
+        told = ModelMetadata.of(model.file.read_bytes(), str(model.file))
         total = _size_of(told.variant, told.frame.side)
         words = ("INT8", "INT8") if model.quantized else (MISSING, MISSING)
         return ModelFacts(total, None, model.file.stat().st_size, None, *words)
