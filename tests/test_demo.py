@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from adalora_qat import demo
+from adalora_qat.errors import UserError
 from adalora_qat.phantom.phantom import write_phantoms
 from adalora_qat.study.entries import study_of
 
@@ -80,3 +81,7 @@ def test_masks_of_another_size_end_on_the_page(
     assert told["int8_runtime"].bytes == summary["sizes_bytes"]["int8_onnx"]
     rows = [told[name].paper for name in names]
     assert rows == [None, "decoder", "adalora", None, "fullqat", "fullqat"]
+    # Other data in the same folder would be answered with what is there.
+    other = {"covid19_radiography": tmp_path / "other"}
+    with pytest.raises(UserError, match=r"holds a demo of .*/set.*, not of .*/other.*--out"):
+        demo.run_demo(out, sources=other, count=0, seed=0, overrides=TINY, cpu=True, watch=Silent())

@@ -289,7 +289,7 @@ class ExportConfig(Section):
 
 
 class BaselinesConfig(Section):
-    """A peer of the paper's Table 1 instead of a Segment Anything model (``baselines``).
+    """A baseline of the paper's Table 1 instead of a Segment Anything model (``baselines``).
 
     ``stage1`` says how it trains: ``lr_encoder`` for the backbone, ``lr_decoder`` for the rest.
     """

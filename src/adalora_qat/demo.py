@@ -6,6 +6,7 @@ interrupted demo, started again, goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from adalora_qat.corpus.prepare import prepare
 from adalora_qat.corpus.records import Record
 from adalora_qat.corpus.sources import Source
 from adalora_qat.corpus.splits import read_manifest, records_of
+from adalora_qat.errors import UserError
 from adalora_qat.export.run import export_stage
 from adalora_qat.files import write_json
 from adalora_qat.phantom.phantom import write_phantoms
@@ -148,6 +150,10 @@ def _data(
     out: Path, sources: Mapping[str, Path | Source], count: int, config: RunConfig, watch: Watch
 ) -> pd.DataFrame:
     folder = out / "data"
+    # The seed is part of the configuration, which the run folder holds against its own.
+    paths = {n: s.path if isinstance(s, Source) else s for n, s in sorted(sources.items())}
+    asked: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items()}
+    _same_data(out / "demo_data.json", asked or {"phantoms": count}, out)
     if not (folder / "manifest.parquet").is_file():
         if sources:
             prepare(sources, folder, config.seed, progress=watch.progress)
@@ -156,6 +162,22 @@ def _data(
             phantom = {"phantom": out / "phantoms"}
             prepare(phantom, folder, config.seed, PHANTOM_FRACTIONS, progress=watch.progress)
     return read_manifest(folder)
+
+
+def _same_data(told: Path, asked: Mapping[str, Any], out: Path) -> None:
+    """Refuse to go on with a demo of other data, and note what this one is of."""
+    if not told.is_file():
+        write_json(told, asked)
+        return
+    try:
+        earlier = json.loads(told.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{told} is damaged ({error}); remove {out} and start again") from error
+    if earlier != asked:
+        raise UserError(
+            f"{out} holds a demo of {json.dumps(earlier)}, not of {json.dumps(asked)}: give the "
+            "same data to go on with it, or another folder by --out"
+        )
 
 
 def _evaluate(

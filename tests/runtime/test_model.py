@@ -126,14 +126,15 @@ def test_prompts_that_cannot_be_used(new: Model, prompt: dict, message: str) -> 
 
 
 def test_many_boxes_give_what_each_gives_alone(model: Model, new: Model) -> None:
-    boxes = [[x, 0, 64, 32] for x in range(40)]
+    boxes = [[x % 60, x // 60, 64, 32] for x in range(70)]
     for one in (model, new):
         together = one(picture(), boxes=boxes)
-        assert together.masks.shape == (40, 32, 64)
-        for index in (0, 15, 16, 39):
+        assert together.masks.shape == (70, 32, 64)
+        for index in (0, 15, 16, 39, 63, 64, 69):
             alone = one(picture(), box=boxes[index])
             np.testing.assert_array_equal(together.masks[index], alone.masks[0])
             assert together.scores[index] == alone.scores[0]
+            np.testing.assert_array_equal(together.boxes[index], alone.boxes[0])
         with pytest.raises(DataError, match="10001 boxes for one image"):
             one(picture(), boxes=np.tile([0, 0, 9, 9], (10_001, 1)))
 

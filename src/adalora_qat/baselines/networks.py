@@ -1,4 +1,4 @@
-"""The networks of the peers: library implementations, one class round them all.
+"""The networks of the baselines: library implementations, one class round them all.
 
 U-Net is MONAI's, SegFormer transformers', DeepLabV3+ segmentation_models_pytorch's: of the
 libraries that have a DeepLabV3+ with a dilated ResNet and the decoder with low-level features,
@@ -99,7 +99,7 @@ def title_of(config: BaselinesConfig) -> str:
         shown = "" if config.architecture != "deeplabv3plus" else f" ({size})"
         name = f"{_TITLES[config.architecture]}{shown}"
     if config.weights is None and config.architecture in ("segformer", "deeplabv3plus"):
-        # Peers are known with ImageNet weights; one without must not pass for them.
+        # Baselines are known with ImageNet weights; one without must not pass for them.
         name += ", random init"
     return f"{name}, box crop" if config.input == "crop" else name
 

@@ -1,6 +1,6 @@
 """The boxes a model is evaluated with, named for what they are.
 
-A box drawn from the truth is an oracle's: no reader of an unknown film has it.
+A box drawn from the truth is an oracle's: no reader of an unknown radiograph has it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def evaluate_cases(
 
     Parameters
     ----------
-    predictor : any model of the house or a peer.
+    predictor : any model of this package, or a baseline.
     records : the cases; ids unique.
     targets : structures ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.

@@ -1,6 +1,6 @@
-"""What a reader of the film would measure from the masks: heart size, lung area, agreement.
+"""What a reader of the radiograph would measure from the masks: heart size, lung area, agreement.
 
-Legend: H W pixels of the original image; a mask is (H, W) bool; a film is seen upright, so
+Legend: H W pixels of the original image; a mask is (H, W) bool; a radiograph is seen upright, so
 columns run across the patient.
 """
 

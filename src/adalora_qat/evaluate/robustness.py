@@ -2,7 +2,7 @@
 
 Each degradation is a pure transform of the image as read, at its own size and depth, with
 the truth moved alike where pixels move. Grey levels are treated on the image's own range
-(its minimum to its maximum), so that 8-, 12- and 16-bit films are degraded equally.
+(its minimum to its maximum), so that 8-, 12- and 16-bit images are degraded equally.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WHOLE_IMAGE = "whole-image"
 
 @dataclass(frozen=True)
 class Degradation:
-    """One way in which a film can be worse, at several strengths.
+    """One way in which an image can be worse, at several strengths.
 
     Attributes
     ----------

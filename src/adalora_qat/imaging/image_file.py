@@ -32,7 +32,7 @@ from adalora_qat.imaging.memory_file import File, source_of
 
 # Formats with a signature and a plain decoder; Pillow's others can start programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
-# Four times the largest detectors and scans of films in use (about 5000 × 5000).
+# Four times the largest detectors and scans in use (about 5000 × 5000).
 MAX_PIXELS = 100_000_000
 # Formats that Pillow takes as JPEG: several pictures in one file are one with thumbnails.
 _JPEG, _PICTURES = ("JPEG", "MPO"), "MPO"

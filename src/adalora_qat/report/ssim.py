@@ -1,11 +1,11 @@
 """Structural similarity maps of what two models cut out (the paper's Fig. 2).
 
-The paper does not say which images its SSIM maps compare. Ours compare the film with
-everything outside the *true* mask blackened against the same film with everything outside
+The paper does not say which images its SSIM maps compare. Ours compare the image with
+everything outside the *true* mask blackened against the same image with everything outside
 the *predicted* mask blackened. Where both masks agree the map is 1; where one holds tissue
 that the other does not, it falls, and the more so the more structure is there (a missed
-vessel costs more than missed air). Comparing bare masks would ignore the film; comparing
-whole films would compare a film with itself.
+vessel costs more than missed air). Comparing bare masks would ignore the image; comparing
+whole images would compare an image with itself.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def ssim_map(image: NDArray[Any], truth: Mask, prediction: Mask) -> SsimMap:
         )
     if min(image.shape) < 11:
         raise DataError(f"SSIM needs at least 11 × 11 pixels, got {image.shape}")
-    film = image.astype(np.float64)
-    film = (film - film.min()) / max(float(np.ptp(film)), 1e-12)
+    grey = image.astype(np.float64)
+    grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
     mean, values = _similarity(
-        film * truth,
-        film * prediction,
+        grey * truth,
+        grey * prediction,
         data_range=1.0,
         gaussian_weights=True,
         sigma=SIGMA_PX,

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
@@ -27,7 +28,7 @@ from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograp
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor
+from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor, check_prompts
 from adalora_qat.runtime.opened import OpenImage
 from adalora_qat.runtime.packaged import packaged_predictor
 from adalora_qat.runtime.plausibility import spacing_caution
@@ -38,6 +39,8 @@ from adalora_qat.runtime.result import Failure, Result
 _READERS = 2
 # A file that says that no image was ever shown whole in training, and is asked without a box.
 NO_BOX_TRAINING = "no_box_training"
+# The logits of so many are held at once, 17 MB in LiteMedSAM.
+_BOXES_AT_ONCE = 64
 _FILES = (str, os.PathLike, MemoryFile)
 
 
@@ -341,13 +344,28 @@ class Model:
             box = None if prompt.boxes is None else prompt.boxes[0]
             prediction = ask.point_at(prompt.points, prompt.labels, box)
         elif prompt.boxes is not None:
-            prediction = ask(prompt.boxes)
+            prediction = self._of_boxes(ask, prompt.boxes)
         elif ask.prompts_structures:
             prediction = ask.structures()
         else:
             first, prediction = two_passes(ask, (pixels.shape[0], pixels.shape[1]))
         look = self._predictor.assurance.look
         return prediction, look(ask.embeddings, ask.frame_map, prediction, first)
+
+    def _of_boxes(self, ask: EncodedImage, boxes: NDArray[np.float64]) -> Prediction:
+        """Ask for some boxes at a time: masks are kept, logits, which no result has, are not."""
+        side = self.metadata.low_res_side
+        check_prompts(len(boxes), ask.frame_map, side)
+        if len(boxes) <= _BOXES_AT_ONCE:
+            return ask(boxes)
+        masks = np.empty((len(boxes), ask.frame_map.height, ask.frame_map.width), dtype=np.bool_)
+        parts = []
+        for start in range(0, len(boxes), _BOXES_AT_ONCE):
+            part = ask(boxes[start : start + _BOXES_AT_ONCE])
+            masks[start : start + _BOXES_AT_ONCE] = part.masks
+            parts.append((part.scores, part.boxes_xyxy_original))
+        scores, shown = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return Prediction(masks, scores, np.empty((0, side, side), np.float32), shown)
 
     def _more_cautions(
         self, prediction: Prediction, prompt: Prompt, spacing_mm: tuple[float, float] | None
