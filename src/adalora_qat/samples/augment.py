@@ -44,7 +44,7 @@ def augment(
     Returns
     -------
     unit, masks : as given, new arrays. Grey values stay in 0–1 and are not stretched again:
-        an exposure that does not fill the range is what a marker or the edge of a scan leaves of it.
+        an exposure that does not fill the range is what a marker or a scan edge leaves of it.
         A move that would push a whole mask out of the picture is not made.
     """
     matrix = _affine(unit.shape, config, rng)
