@@ -8,12 +8,12 @@ STAMP := $(VENV)/.ready
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.ready
 
-.PHONY: demo test setup lint types unit lowest docs clean
+.PHONY: demo test setup lint types unit lowest docs web clean
 
 demo: $(STAMP)
 	$(BIN)/adalora-qat demo --out runs/demo
 
-test: lint types unit lowest docs
+test: lint types web unit lowest docs
 
 setup: $(STAMP)
 
@@ -46,9 +46,18 @@ $(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
 lowest: $(LOWEST_STAMP)
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --noconftest -c /dev/null --rootdir . -p no:cacheprovider tests/lowest.py
 
+# The page of `serve`, into the package. Without npm it stays unbuilt, and its tests say so.
+PAGE := src/adalora_qat/serve/built/index.html
+web: $(PAGE)
+
+$(PAGE): $(wildcard web/src/*) web/build.mjs web/package-lock.json web/tsconfig.json
+	@if command -v npm >/dev/null; then \
+	  npm --prefix web ci --no-audit --no-fund --ignore-scripts && npm --prefix web run build; \
+	else echo "npm is not installed: the page is not built"; fi
+
 # Not --quiet: it hides the warnings that --strict counts.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf $(VENV) $(LOWEST) site build *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) site build web/node_modules src/adalora_qat/serve/built *.egg-info src/*.egg-info

@@ -10,6 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 
+class _Stream(BytesIO):
+    """Bytes that decoders call by the name of their file."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        super().__init__(data)
+        self._called = name
+
+    def __repr__(self) -> str:
+        return repr(self._called)
+
+
 @dataclass(frozen=True)
 class MemoryFile:
     """The bytes of an image or DICOM file that came from elsewhere than a disk.
@@ -32,7 +43,7 @@ class MemoryFile:
         """Return a stream of the bytes; ``mode`` can only be ``rb``."""
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: a file in memory is only read, as bytes")
-        return BytesIO(self.data)
+        return _Stream(self.name, self.data)
 
     def read_bytes(self) -> bytes:
         """Return the bytes."""
