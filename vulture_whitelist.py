@@ -7,7 +7,12 @@ _.benchmark, _.allow_tf32  # torch.backends
 _.optimize_ddp  # torch._dynamo.config
 _._attn_implementation  # transformers' configuration
 _.optimized_model_filepath, _.enable_cpu_mem_arena, _.enable_mem_pattern  # onnxruntime
-_.log_severity_level, _.intra_op_num_threads, _.only_execute_path_to_fetches  # onnxruntime
+(
+    _.log_severity_level,
+    _.intra_op_num_threads,
+    _.only_execute_path_to_fetches,
+    _.graph_optimization_level,
+)  # onnxruntime
 _.spool_max_size  # starlette's form parser
 
 # Given by the caller's contract, whether used or not.

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +63,17 @@ def _converted(variant: str, policy: str) -> "Segmenter":
             segmenter(torch.from_numpy(case.image)[None], torch.from_numpy(case.boxes)[None])
     freeze(segmenter)
     return convert(segmenter).eval()  # type: ignore[return-value]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what engines arrange out of the user's cache."""
+    from adalora_qat.runtime import model
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("engines")
+        patch.setattr(model, "default_cache", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

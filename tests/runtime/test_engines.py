@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from adalora_qat.cli import app
 from adalora_qat.errors import CheckpointError, ConfigError
-from adalora_qat.runtime import engines
-from adalora_qat.runtime.engines import choose, open_network, processor_features
+from adalora_qat.runtime import engines, kept
+from adalora_qat.runtime.engines import choose, open_network
 from adalora_qat.runtime.model import load
 from adalora_qat.runtime.networks import box_feeds
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
-from adalora_qat.runtime.session import available_cpus
+from adalora_qat.runtime.session import available_cpus, processor_features
 
 needs_openvino = pytest.mark.skipif(
     not engines.has_openvino(), reason="the extra [openvino] is not installed"
@@ -29,12 +29,6 @@ needs_openvino = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_new_toy(tmp_path_factory.mktemp("toy") / "toy.onnx")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    return tmp_path / "home" / ".cache" / "adalora-qat" / "openvino"
 
 
 def image(seed: int = 0) -> np.ndarray:
@@ -114,29 +108,42 @@ def test_engines_agree_and_threads_share_them(toy: Path) -> None:
         np.testing.assert_allclose(iou, expected_iou, atol=1e-6)
 
 
-@needs_openvino
-def test_what_was_compiled_is_kept_and_checked(toy: Path, own_cache: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_what_was_arranged_is_kept_and_checked(toy: Path, tmp_path: Path, engine: str) -> None:
+    cache = tmp_path / "cache"
+
     def answer() -> np.ndarray:
-        network = open_network(toy, "openvino").network
+        network = open_network(toy, engine, cache=cache).network
         return network.decode(network.encode(image()), box_feeds(BOXES))[0]
 
     expected = answer()
-    files = sorted(own_cache.glob("*.blob"))
-    assert len(files) == 2
-    kept = {file: file.read_bytes() for file in files}
+    kept = {file: file.read_bytes() for file in cache.glob("*.bin")}
+    assert len(kept) == 2
+    np.testing.assert_array_equal(answer(), expected)
+    assert {file: file.read_bytes() for file in cache.iterdir()} == kept
     for damage in (lambda data: data[:-9], lambda data: data[:99] + b"\0\1" + data[101:]):
-        for file in files:
-            file.write_bytes(damage(kept[file]))
+        for file, data in kept.items():
+            file.write_bytes(damage(data))
         np.testing.assert_array_equal(answer(), expected)
-        assert all(len(file.read_bytes()) > 1000 for file in files)
+        # Made again, and kept again.
+        assert all(len(file.read_bytes()) >= len(data) for file, data in kept.items())
 
 
-@needs_openvino
-def test_a_cache_that_cannot_be_written_does_no_harm(toy: Path, own_cache: Path) -> None:
-    own_cache.parent.mkdir(parents=True)
-    own_cache.write_text("a file, where a folder should be")
-    network = open_network(toy, "openvino").network
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    toy: Path, tmp_path: Path, engine: str
+) -> None:
+    (tmp_path / "cache").write_text("a file, where a folder should be")
+    network = open_network(toy, engine, cache=tmp_path / "cache").network
     assert np.isfinite(network.encode(image())).all()
+
+
+def test_the_oldest_kept_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_MOST", 3)
+    for number in range(5):
+        kept.Kept(tmp_path, number).write(b"x" * number)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert kept.Kept(tmp_path, 4).read() == b"xxxx" and kept.Kept(None, 4).read() is None
 
 
 @needs_openvino

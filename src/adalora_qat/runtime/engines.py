@@ -7,7 +7,6 @@ installed and the processor multiplies bytes in one instruction (AMX, VNNI), els
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -17,7 +16,7 @@ import onnxruntime as ort
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.runtime.graph_file import names_of
 from adalora_qat.runtime.networks import EarlierNetwork, Network, OnnxNetwork
-from adalora_qat.runtime.session import CPU
+from adalora_qat.runtime.session import CPU, processor_features
 
 Engine = Literal["auto", "onnxruntime", "openvino", "openvino-bf16", "cuda", "tensorrt"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -41,7 +40,12 @@ class Opened(NamedTuple):
 
 
 def open_network(
-    path: Path, engine: str = "auto", threads: int | None = None, *, low_memory: bool = False
+    path: Path,
+    engine: str = "auto",
+    threads: int | None = None,
+    *,
+    low_memory: bool = False,
+    cache: Path | None = None,
 ) -> Opened:
     """Open a model's file.
 
@@ -51,6 +55,7 @@ def open_network(
     engine : one of ``ENGINES``.
     threads : worker threads, None for one per processor that this process may use; never more.
     low_memory : as in ``session.open_session``; ONNX Runtime alone can.
+    cache : folder in which engines keep what they arranged for this processor; None for none.
 
     Raises
     ------
@@ -78,18 +83,22 @@ def open_network(
         return Opened(OnnxNetwork(path, model, threads, providers=providers), choice.why)
     if choice.engine.startswith("openvino"):
         try:
-            return Opened(_in_openvino(path, model, choice.engine, threads), choice.why)
+            return Opened(_in_openvino(path, model, choice.engine, threads, cache), choice.why)
         except CheckpointError as error:
             if engine != "auto":
                 raise CheckpointError(f"{error}; use engine=onnxruntime") from error
             choice = Choice("onnxruntime", str(error))
-    return Opened(OnnxNetwork(path, model, threads, low_memory=low_memory), choice.why)
+    network = OnnxNetwork(path, model, threads, low_memory=low_memory, cache=cache)
+    return Opened(network, choice.why)
 
 
-def _in_openvino(path: Path, model: bytes, engine: Engine, threads: int | None) -> Network:
+def _in_openvino(
+    path: Path, model: bytes, engine: Engine, threads: int | None, cache: Path | None
+) -> Network:
     from adalora_qat.runtime.openvino_network import OpenVinoNetwork
 
-    return OpenVinoNetwork(path, model, threads, "bf16" if engine == "openvino-bf16" else "f32")
+    bf16 = engine == "openvino-bf16"
+    return OpenVinoNetwork(path, model, threads, "bf16" if bf16 else "f32", cache)
 
 
 def _checked(engine: str, low_memory: bool) -> Choice:
@@ -133,14 +142,3 @@ def choose(features: frozenset[str], openvino: bool) -> Choice:
 def has_openvino() -> bool:
     """Return whether OpenVINO is installed; it is not imported."""
     return importlib.util.find_spec("openvino") is not None
-
-
-@functools.cache
-def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what Linux says that the processor can do; nothing elsewhere."""
-    try:
-        lines = cpuinfo.read_text("ascii", "replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(flags.partition(":")[2].split())

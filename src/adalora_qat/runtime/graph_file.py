@@ -22,6 +22,7 @@ _METADATA, _KEY, _VALUE = 14, 1, 2
 _TYPE, _TENSOR, _SHAPE, _DIMENSION, _SIZE = 2, 1, 2, 1, 1
 # The name of a value, and of a tensor.
 _VALUE_NAME, TENSOR_NAME = 1, 8
+_NAMED = {INITIALIZER: TENSOR_NAME, INPUT: _VALUE_NAME, OUTPUT: _VALUE_NAME}
 _VARINT, _LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
 
@@ -44,6 +45,13 @@ class Described(NamedTuple):
 
     properties: dict[str, str]
     shapes: dict[str, list[int | str]]
+
+
+class _Field(NamedTuple):
+    kind: int
+    raw: bytes
+    start: int
+    end: int
 
 
 class _Node(NamedTuple):
@@ -120,36 +128,37 @@ def halves(model: bytes) -> tuple[bytes, bytes]:
     IndexError, ValueError
         If the bytes are no model.
     """
-    outputs = set(names_of(model).outputs)
-    first = _part(model, {EMBEDDINGS}, given=None)
-    return first, _part(model, outputs - {EMBEDDINGS}, given=EMBEDDINGS)
-
-
-def _part(model: bytes, wanted: set[str], given: str | None) -> bytes:
-    """Return a model of what gives ``wanted``, with one value ``given`` as an input."""
-    start, end = _graph(model)
-    fields = list(_raw_fields(model, start, end))
-    nodes = [_node(model, raw, a, b) for kind, raw, a, b in fields if kind == NODE]
-    kept, needed = [], set(wanted)
-    for node in reversed(nodes):  # producers come before their users
-        if needed & node.outputs and given not in node.outputs:
-            kept.append(node.raw)
-            needed |= node.inputs
-    body = kept[::-1]
-    for kind, raw, a, b in fields:
-        name = TENSOR_NAME if kind == INITIALIZER else _VALUE_NAME
-        if kind in (INITIALIZER, INPUT):
-            body += [raw] if _text(model, a, b, name) in needed else []
-        elif kind == OUTPUT:
-            text = _text(model, a, b, name)
-            body += [raw] if text in wanted else []
-            body += [_field(INPUT, model[a:b])] if text == given else []
-        elif kind != NODE:
-            body.append(raw)
-    whole = list(_raw_fields(model, 0, len(model)))
-    return b"".join(
-        _field(GRAPH, b"".join(body)) if kind == GRAPH else raw for kind, raw, _, _ in whole
-    )
+    fields = [
+        _Field(kind, model[before:b], a, b)
+        for kind, before, a, b in _raw_fields(model, *_graph(model))
+    ]
+    nodes = [_node(model, field) for field in fields if field.kind == NODE]
+    names = [
+        _text(model, field.start, field.end, _NAMED[field.kind]) if field.kind in _NAMED else ""
+        for field in fields
+    ]
+    outputs = {name for field, name in zip(fields, names, strict=True) if field.kind == OUTPUT}
+    around = [(kind, model[before:b]) for kind, before, _, b in _raw_fields(model, 0, len(model))]
+    parts = []
+    for wanted, given in (({EMBEDDINGS}, None), (outputs - {EMBEDDINGS}, EMBEDDINGS)):
+        kept, needed = [], set(wanted)
+        for node in reversed(nodes):  # producers come before their users
+            if needed & node.outputs and given not in node.outputs:
+                kept.append(node.raw)
+                needed |= node.inputs
+        body = kept[::-1]
+        for field, name in zip(fields, names, strict=True):
+            if field.kind == OUTPUT and name == given:
+                body.append(_field(INPUT, model[field.start : field.end]))
+            elif field.kind == OUTPUT:
+                body += [field.raw] if name in wanted else []
+            elif field.kind in _NAMED:
+                body += [field.raw] if name in needed else []
+            elif field.kind != NODE:
+                body.append(field.raw)
+        graph = _field(GRAPH, b"".join(body))
+        parts.append(b"".join(graph if kind == GRAPH else raw for kind, raw in around))
+    return parts[0], parts[1]
 
 
 def _graph(model: bytes) -> tuple[int, int]:
@@ -159,12 +168,12 @@ def _graph(model: bytes) -> tuple[int, int]:
     raise ValueError("there is no graph")
 
 
-def _node(model: bytes, raw: bytes, start: int, end: int) -> _Node:
+def _node(model: bytes, field: _Field) -> _Node:
     found: dict[int, set[str]] = {_NODE_INPUT: set(), _NODE_OUTPUT: set()}
-    for number, first, last in message_fields(model, start, end):
+    for number, first, last in message_fields(model, field.start, field.end):
         if number in found:
             found[number].add(model[first:last].decode("utf-8"))
-    return _Node(raw, frozenset(found[_NODE_INPUT]) - {""}, frozenset(found[_NODE_OUTPUT]))
+    return _Node(field.raw, frozenset(found[_NODE_INPUT]) - {""}, frozenset(found[_NODE_OUTPUT]))
 
 
 def _text(model: bytes, start: int, end: int, number: int) -> str:
@@ -174,11 +183,11 @@ def _text(model: bytes, start: int, end: int, number: int) -> str:
     return ""
 
 
-def _raw_fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yield (number, bytes of the field, first byte of its content, end)."""
+def _raw_fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (number, first byte of the field, first byte of its content, end)."""
     before = start
     for number, first, last in message_fields(model, start, end):
-        yield number, model[before:last], first, last
+        yield number, before, first, last
         before = last
 
 
@@ -207,7 +216,8 @@ def message_fields(
     """
     place = start
     while place < end:
-        key, place = _varint(model, place)
+        # Nearly all keys and most lengths are one byte.
+        key, place = (model[place], place + 1) if model[place] < 128 else _varint(model, place)
         number, wire = key >> 3, key & 7
         if wire == _LENGTH:
             length, place = _varint(model, place)

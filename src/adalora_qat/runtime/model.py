@@ -27,6 +27,7 @@ from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
+from adalora_qat.runtime.kept import default_cache
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor, check_prompts
 from adalora_qat.runtime.opened import OpenImage
@@ -74,8 +75,8 @@ def load(
         If ``threads`` is not positive, or the engine not known or not installed.
     """
     if path is None:
-        return Model(packaged_predictor(threads, engine=engine))
-    return Model(OnnxPredictor(os.fspath(path), threads, engine=engine))
+        return Model(packaged_predictor(threads, engine=engine, cache=default_cache()))
+    return Model(OnnxPredictor(os.fspath(path), threads, engine=engine, cache=default_cache()))
 
 
 class Model:

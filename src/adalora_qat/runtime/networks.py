@@ -6,6 +6,7 @@ D width, L low-resolution side.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from adalora_qat.runtime.graph_file import EMBEDDINGS, halves
+from adalora_qat.runtime.kept import Kept
 from adalora_qat.runtime.metadata import ModelMetadata
-from adalora_qat.runtime.session import CPU, give_memory_back, open_session, threads_of
+from adalora_qat.runtime.session import (
+    CPU,
+    give_memory_back,
+    open_session,
+    processor_features,
+    reopened,
+    threads_of,
+)
 
 Floats = NDArray[np.float32]
 Feeds = dict[str, NDArray[Any]]
@@ -86,6 +95,7 @@ class OnnxNetwork:
     threads : None for one per processor that this process may use.
     low_memory : as in ``session.open_session``.
     providers : as in ``session.open_session``.
+    cache : folder in which the graph is kept as it is arranged for this processor; None for none.
     """
 
     gives_embeddings = True
@@ -98,15 +108,27 @@ class OnnxNetwork:
         *,
         low_memory: bool = False,
         providers: Sequence[str] = CPU,
+        cache: Path | None = None,
     ) -> None:
         self.metadata = ModelMetadata.of(model, str(path))
         self.threads, self.engine = threads_of(threads), _runtime(providers)
-        self._encoder, self._decoder = (
-            open_session(path, threads, low_memory=low_memory, model=part, providers=providers)
-            for part in halves(model)
-        )
+        self._low_memory, opened = low_memory, []
+        facts = ort.__version__, sorted(processor_features()), hashlib.sha256(model).digest()
+        places = [Kept(cache, "onnxruntime", part, *facts) for part in ("encoder", "decoder")]
+        arranged = [place.read() for place in places]
+        if None not in arranged and providers == CPU:
+            opened = [reopened(each or b"", threads, low_memory=low_memory) for each in arranged]
+        else:
+            keep = cache is not None and providers == CPU
+            opened = [
+                open_session(
+                    path, threads, low_memory=low_memory, model=part, providers=providers,
+                    kept=place if keep else None,
+                )
+                for place, part in zip(places, halves(model), strict=True)
+            ]  # fmt: skip
+        self._encoder, self._decoder = opened
         self.takes = frozenset(each.name for each in self._decoder.get_inputs()) - {EMBEDDINGS}
-        self._low_memory = low_memory
 
     def encode(self, image: Floats) -> Floats:
         """Encode an image; see ``Network``."""

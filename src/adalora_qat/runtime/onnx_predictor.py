@@ -60,6 +60,7 @@ class OnnxPredictor:
     low_memory : less memory between images, slower.
     engine : what runs the file, one of ``engines.ENGINES``; not ``auto``, so that figures do not
         depend on what is installed.
+    cache : as in ``engines.open_network``.
 
     Attributes
     ----------
@@ -85,13 +86,14 @@ class OnnxPredictor:
         *,
         low_memory: bool = False,
         engine: str = "onnxruntime",
+        cache: Path | None = None,
     ) -> None:
         self.path = Path(path)
         self._name = name or self.path.stem
         # Before a runtime sees the file: it says less of what is wrong with a damaged one.
         self.sha256 = verified_sha256(self.path)
         self._network, self.engine_reason = open_network(
-            self.path, engine, threads, low_memory=low_memory
+            self.path, engine, threads, low_memory=low_memory, cache=cache
         )
         self.engine = f"{self._network.engine}, threads: {self._network.threads}"
         self.metadata = self._network.metadata

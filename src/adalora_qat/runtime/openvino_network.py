@@ -1,14 +1,11 @@
 """A model's file in OpenVINO, an optional engine: ``pip install 'adalora-qat[openvino]'``.
 
-Compiling takes seconds, so what was compiled is kept in the user's cache with its SHA-256. A file
-that is not there, cannot be written or is not what was written is compiled again.
+Compiling takes seconds, so what was compiled is kept (``kept``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 from collections import deque
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +14,13 @@ import numpy as np
 import openvino as ov
 
 from adalora_qat.errors import CheckpointError
-from adalora_qat.files import atomic_write
 from adalora_qat.runtime.graph_file import EMBEDDINGS, halves
+from adalora_qat.runtime.kept import Kept
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.networks import Feeds, Floats
 from adalora_qat.runtime.session import give_memory_back, threads_of
 
 Precision = Literal["f32", "bf16"]
-_DIGEST = 32
-# Two for each model and setting.
-_KEPT = 12
-
-
-def default_cache() -> Path:
-    """Return the folder in which compiled models are kept."""
-    return Path.home() / ".cache" / "adalora-qat" / "openvino"
 
 
 class OpenVinoNetwork:
@@ -42,7 +31,7 @@ class OpenVinoNetwork:
     path, model : the file, and its bytes.
     threads : None for one per processor that this process may use.
     precision : of what the file does not compute in integers.
-    cache : folder of compiled models.
+    cache : folder of compiled models; None keeps none.
 
     Raises
     ------
@@ -68,9 +57,8 @@ class OpenVinoNetwork:
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        folder = default_cache() if cache is None else cache
         core = ov.Core()
-        encoder, decoder = (_compiled(core, part, settings, folder, path) for part in halves(model))
+        encoder, decoder = (_compiled(core, part, settings, cache, path) for part in halves(model))
         self._encoder, self._decoder = _Requests(encoder), _Requests(decoder)
         names = {name for port in decoder.inputs for name in port.get_names()}
         self.takes = frozenset(names - {EMBEDDINGS})
@@ -107,36 +95,23 @@ class _Requests:
 
 
 def _compiled(
-    core: ov.Core, part: bytes, settings: dict[str, Any], folder: Path, path: Path
+    core: ov.Core, part: bytes, settings: dict[str, Any], folder: Path | None, path: Path
 ) -> ov.CompiledModel:
     """Return a compiled half, from the cache if it is there and sound."""
-    facts = (ov.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items()))
-    key = hashlib.sha256(part + repr(facts).encode()).hexdigest()
-    file = folder / f"{key}.blob"
-    with contextlib.suppress(OSError, RuntimeError):
-        kept = file.read_bytes()
-        if hashlib.sha256(kept[_DIGEST:]).digest() == kept[:_DIGEST]:
-            return core.import_model(io.BytesIO(kept[_DIGEST:]), "CPU", settings)
+    device = core.get_property("CPU", "FULL_DEVICE_NAME")
+    kept = Kept(folder, ov.__version__, device, sorted(settings.items()), part)
+    blob = kept.read()
+    if blob is not None:
+        with contextlib.suppress(RuntimeError):
+            return core.import_model(blob, "CPU", settings)
     try:
         compiled = core.compile_model(core.read_model(part, b""), "CPU", settings)
     # OpenVINO's exceptions are RuntimeError, but for what its front end does not expect.
     except Exception as error:
         raise CheckpointError(f"OpenVINO cannot run {path} ({_cause(error)})") from error
-    with contextlib.suppress(OSError, RuntimeError):
-        blob = compiled.export_model()
-        blob = blob.getvalue() if isinstance(blob, io.BytesIO) else bytes(blob)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as temporary:
-            temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
-        _forget(folder)
+    if folder is not None:
+        kept.write(compiled.export_model().getvalue())
     return compiled
-
-
-def _forget(folder: Path) -> None:
-    """Delete all but the newest of the cache."""
-    files = sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)
-    for file in files[:-_KEPT]:
-        file.unlink(missing_ok=True)
 
 
 def _cause(error: Exception) -> str:

@@ -26,7 +26,10 @@ def weights_folder() -> Path:
 
 
 def packaged_predictor(
-    threads: int | None = None, folder: Path | None = None, engine: str = "onnxruntime"
+    threads: int | None = None,
+    folder: Path | None = None,
+    engine: str = "onnxruntime",
+    cache: Path | None = None,
 ) -> OnnxPredictor:
     """Open the packaged model of both lungs.
 
@@ -35,6 +38,7 @@ def packaged_predictor(
     threads : worker threads, None for one per core.
     folder : where the model's files are; those of the package if not given.
     engine : what runs it, one of ``engines.ENGINES``.
+    cache : as in ``engines.open_network``.
 
     Raises
     ------
@@ -47,7 +51,7 @@ def packaged_predictor(
             f"this installation of adalora-qat holds no model (there is no {folder / MODEL}); "
             "give one that `adalora-qat export` wrote, by --model or load(path)"
         )
-    predictor = OnnxPredictor(folder / MODEL, threads=threads, engine=engine)
+    predictor = OnnxPredictor(folder / MODEL, threads=threads, engine=engine, cache=cache)
     stated = read_sums(folder).get(MODEL)
     if predictor.sha256 != stated:
         raise CheckpointError(

@@ -21,13 +21,16 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
 
 from adalora_qat.errors import CheckpointError, ConfigError
 from adalora_qat.runtime.graph_file import GRAPH, INITIALIZER, NODE, TENSOR_NAME, message_fields
+from adalora_qat.runtime.kept import Kept
 
 CPU = ("CPUExecutionProvider",)
 _X86 = ("x86_64", "amd64", "x86", "i386", "i686")
@@ -105,17 +108,19 @@ def open_session(
     low_memory: bool = False,
     model: bytes | None = None,
     providers: Sequence[str] = CPU,
+    kept: Kept | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX file on the CPU.
 
     Parameters
     ----------
     path : the file.
-    threads : worker threads, None for one per core; at most ``session.available_cpus``.
+    threads : as in ``threads_of``.
     low_memory : give memory back between operators instead of keeping an arena; slower.
         The process holds less between images, and at its peak little less.
     model : what is run of the file, where that is not all of it.
     providers : of ONNX Runtime, the first that has an operator runs it.
+    kept : where the graph goes as it is arranged for this processor.
 
     Raises
     ------
@@ -132,7 +137,12 @@ def open_session(
     # already holds: half as much memory again, and slower than blocks that stay in the cache.
     options.enable_mem_pattern = False
     try:
-        session = inference_session(path if model is None else model, options, providers)
+        with TemporaryDirectory() if kept else nullcontext("") as folder:
+            if kept:
+                options.optimized_model_filepath = str(Path(folder) / "arranged.onnx")
+            session = inference_session(path if model is None else model, options, providers)
+            if kept:
+                kept.write(Path(options.optimized_model_filepath).read_bytes())
     # ONNX Runtime's exceptions share no base class but Exception.
     except Exception as error:
         cause = str(error).splitlines()[0][:200]
@@ -140,6 +150,22 @@ def open_session(
             f"{path} is not an ONNX model that can be run ({cause}); "
             "write one with `adalora-qat export`"
         ) from error
+    give_memory_back()
+    return session
+
+
+def reopened(arranged: bytes, threads: int | None, *, low_memory: bool) -> ort.InferenceSession:
+    """Open what ``open_session`` kept of a file; nothing is arranged again.
+
+    Raises
+    ------
+    ConfigError
+        If ``threads`` is not positive.
+    """
+    options = session_options(threads)
+    options.enable_cpu_mem_arena, options.enable_mem_pattern = not low_memory, False
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(arranged, options, providers=list(CPU), enable_fallback=0)
     give_memory_back()
     return session
 
@@ -176,6 +202,17 @@ def runnable(model: Path | bytes) -> str | bytes:
     changed = unsigned(given, weights=not exact_sums())
     # A file without such integers is best read by the runtime itself.
     return source if changed is given else changed
+
+
+@functools.cache
+def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return what Linux says that the processor can do; nothing elsewhere."""
+    try:
+        lines = cpuinfo.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 @functools.cache
