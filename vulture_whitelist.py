@@ -26,6 +26,10 @@ _.href  # by a template
 # Written into files for whoever opens them.
 _.min_onnxruntime
 
+# Attributes of DICOM objects, which are written by keyword.
+_.PatientOrientation, _.Laterality, _.DerivationDescription, _.BurnedInAnnotation
+_.SegmentedPropertyTypeModifierCodeSequence, _.SpecificCharacterSet
+
 # Called by Python and notebooks.
 _.__getattr__, _.__dir__, _._repr_png_
 
@@ -33,6 +37,7 @@ _.__getattr__, _.__dir__, _._repr_png_
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
 _.warm_up
 _.masks_by_structure
+_.result_objects, _.alias
 _.encoded  # counted by a test
 _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
 

@@ -18,7 +18,7 @@ CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 # A module imports only from rooms to its left.
 ROOMS = [
     "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
-    "phantom", "corpus", "samples", "model", "adapt", "quantize", "checkpoint", "train",
+    "dicom", "phantom", "corpus", "samples", "model", "adapt", "quantize", "checkpoint", "train",
     "baselines", "export", "evaluate", "report", "release", "study", "demo", "serve", "cli",
 ]  # fmt: skip
 # What the base install runs: nothing but its own dependencies when a module is imported.
@@ -26,7 +26,7 @@ BASE = (
     "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
 )  # fmt: skip
 # These neither import torch nor a room that does, at the top of a module or in a function.
-NO_TORCH = (*BASE, "phantom", "corpus", "evaluate", "report", "serve")
+NO_TORCH = (*BASE, "dicom", "phantom", "corpus", "evaluate", "report", "serve")
 TORCH_ROOMS = {
     "samples", "model", "adapt", "quantize", "checkpoint", "train", "baselines", "export",
     "release", "study",
