@@ -1,6 +1,7 @@
 """A model, phantoms as files, and servers that run."""
 
 import io
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,9 @@ from adalora_qat.phantom.phantom import phantom
 from adalora_qat.runtime.model import Model, load
 from adalora_qat.serve.app import create_app
 from adalora_qat.serve.settings import Settings
+
+# Tests are imported one by one; what they share lies beside them.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -2,72 +2,27 @@
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from browser_pages import Seen, chromium
 from PIL import Image
 
 from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.phantom.phantom import phantom
 from adalora_qat.runtime.model import Model
-from adalora_qat.serve.page import built_page
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
-DONE = ".entry-state.fine, .entry-state.warned"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH")
-    if not (built_page() / "index.html").is_file():
-        pytest.skip("the page is not built: `make web`")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Seen:
-    """A page, and what it asked for and complained of."""
-
-    def __init__(self, context, address: str) -> None:  # type: ignore[no-untyped-def]
-        self.page = context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
-        self.page.locator("body[data-ready=true]").wait_for(timeout=120_000)
-
-    def add(self, *files: Path, done: int | None = None) -> None:
-        self.page.set_input_files("#files", [str(file) for file in files])
-        count = len(files) if done is None else done
-        self.page.locator(DONE).nth(count - 1).wait_for(state="attached", timeout=120_000)
-
-    def saved(self, words: str | None = None) -> bytes:
-        """Return what a button of downloads gives; the last is that of the chosen mask."""
-        buttons = self.page.locator("#downloads button")
-        with self.page.expect_download() as download:
-            (buttons.filter(has_text=words).first if words else buttons.last).click()
-        return Path(download.value.path()).read_bytes()
-
-    def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        """Drag between places given as shares of the canvas."""
-        area = self.page.locator("#canvas").bounding_box()
-        at = lambda x, y: (area["x"] + area["width"] * x, area["y"] + area["height"] * y)  # noqa: E731
-        self.page.mouse.move(*at(x0, y0))
-        self.page.mouse.down()
-        self.page.mouse.move(*at(x1, y1), steps=3)
-        self.page.mouse.up()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture

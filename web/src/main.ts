@@ -148,6 +148,7 @@ class Page {
     if (!one?.opened || one.state !== "done") return;
     const opened = one.opened;
     one.prompt = prompt;
+    this.canvas.setAttribute("aria-busy", "true");
     const run = async (): Promise<void> => {
       this.asking = true;
       try {
@@ -165,7 +166,10 @@ class Page {
       const next = this.next;
       this.next = null;
       if (next) next();
-      else if (final) this.another(false);
+      else {
+        this.canvas.setAttribute("aria-busy", "false");
+        if (final) this.another(false);
+      }
     };
     if (this.asking) this.next = () => void run();
     else void run();

@@ -70,3 +70,30 @@ def _token(file: Path) -> str:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the token's file {file} cannot be read ({error})") from error
+
+
+@app.command()
+def web(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the site.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="An exported ONNX file; the packaged model if left."),
+    ] = None,
+) -> None:
+    """Write the page as a static site: the model runs in the browser, and no image leaves it.
+
+    Open index.html from the disk, or put the folder on any host.
+    """
+    from adalora_qat.runtime.model import load
+    from adalora_qat.runtime.packaged import MODEL, weights_folder
+    from adalora_qat.serve.static_site import site_bytes, write_site
+
+    loaded = load(model)
+    files = write_site(loaded, model or weights_folder() / MODEL, out)
+    size = site_bytes(files) / 1e6
+    out_console.print(
+        f"{out / 'index.html'}: {loaded.name}, {size:.1f} MB to load (compressed)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
