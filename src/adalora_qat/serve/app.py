@@ -16,6 +16,7 @@ from adalora_qat.runtime.model import Model
 from adalora_qat.serve.api import Service, routes
 from adalora_qat.serve.guard import Guard
 from adalora_qat.serve.measured import Measured
+from adalora_qat.serve.monai_label import monai_routes
 from adalora_qat.serve.page import page_routes
 from adalora_qat.serve.refusal import Refusal
 from adalora_qat.serve.settings import Settings
@@ -77,6 +78,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
         return Response(measured.text(), media_type="text/plain; version=0.0.4")
 
     app.include_router(routes(service))
+    app.include_router(monai_routes(service))
     app.include_router(page_routes(app))
     _answer_errors(app)
     app.add_middleware(Guard, settings=settings)

@@ -57,6 +57,15 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._open
+
+    def keys(self, start: str) -> list[str]:
+        """Return the ids that begin so, the one used longest ago first."""
+        with self._lock:
+            self._drop()
+            return [key for key in self._open if key.startswith(start)]
+
     def add(self, name: str, image: OpenImage, key: str | None = None) -> Session:
         """Keep an image; those used longest ago make room."""
         session = Session(key or secrets.token_urlsafe(18), name, image, self._clock())
