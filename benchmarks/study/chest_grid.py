@@ -95,7 +95,15 @@ class Grid:
 
     def open(self, task: Task) -> bool:
         """Whether a task is still to be done, or under way."""
-        return task.name not in self.validation and self.failures.get(task, 0) < TRIES
+        if task.name in self.validation or self.failed(task):
+            return False
+        source = self.plan.rows[task.row].get("stage1")
+        factor = self.factor(source) if source else None
+        return factor is None or not self.failed(Task(source, task.seed, task.split, factor))
+
+    def failed(self, task: Task) -> bool:
+        """Whether a task has failed too often."""
+        return self.failures.get(task, 0) >= TRIES
 
     def link(self, task: Task) -> None:
         """Give the chosen first stage of a seed and split the name that second stages know."""
@@ -117,7 +125,7 @@ class Grid:
             if source and self.open(task) and self.factor(source):
                 # Its first stage was made by a machine that is gone: make it again.
                 first = Task(source, task.seed, task.split, self.factor(source) or 1.0)
-                if first not in self.running and not self.open(first):
+                if first not in self.running:
                     return first
         return None
 

@@ -130,6 +130,7 @@ def save_model(segmenter: Segmenter, path: Path, config: RunConfig, stage: str) 
         "variant": segmenter.variant.name,
         "side": segmenter.variant.frame.side,
         "structures": list(segmenter.structures),
+        "refine": list(segmenter.refine),
         "stage": stage,
         "adapt": config.adapt.model_dump(mode="json"),
         "ranks": _ranks(segmenter),
@@ -160,6 +161,7 @@ def load_model(path: Path) -> tuple[Segmenter, dict[str, Any]]:
         # Models written before structures have none.
         structures=description.get("structures", ()),
     )
+    segmenter.refine = tuple(description.get("refine", ()))
     if description["ranks"]:
         config = AdaptConfig.model_validate(description["adapt"])
         # A target that is missing has a branch instead, and no adapter.

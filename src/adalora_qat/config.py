@@ -37,6 +37,16 @@ class ModelConfig(Section):
     """Working resolution in pixels; None takes the variant's own. TinyViT variants only."""
     structures: tuple[str, ...] = ()
     """Structures with a learned prompt each, which need no box: the targets of the samples."""
+    refine: tuple[str, ...] = ()
+    """Those of ``structures`` that are asked for twice without a box: the second time with the box
+    of the first mask. It changes no training; choose it on validation images."""
+
+    @model_validator(mode="after")
+    def _refines_structures(self) -> ModelConfig:
+        if unknown := sorted(set(self.refine) - set(self.structures)):
+            known = ", ".join(self.structures) or "there are none"
+            raise ValueError(f"refine names {unknown[0]}, none of model.structures ({known})")
+        return self
 
 
 class PromptConfig(Section):

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 import torch
 from PIL import Image
 
+from adalora_qat.errors import CheckpointError
 from adalora_qat.export.onnx import export_onnx, torch_model
 from adalora_qat.export.parity import ParityCase
 from adalora_qat.imaging.geometry import whole_box
+from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.runtime.model import load
 from adalora_qat.runtime.networks import box_feeds
@@ -63,6 +66,35 @@ def test_without_a_box_each_structure_has_a_mask(tmp_path: Path) -> None:
     for name, mask in result.masks_by_structure().items():
         written = np.asarray(Image.open(tmp_path / "out" / f"a_{name}_mask.png")) > 0
         np.testing.assert_array_equal(written, mask)
+
+
+def test_a_second_pass_is_the_same_in_both_predictors_and_of_what_is_named_alone(
+    tmp_path: Path,
+) -> None:
+    model, image = segmenter(), np.random.default_rng(1).random((50, 70), dtype=np.float32)
+    plain = TorchPredictor(model, "torch").prompted(image).structures()
+    model.refine = ("heart",)
+    export_onnx(model, tmp_path / "m.onnx", [case()], policy="none", sources={}, structures=NAMES)
+    predictor = OnnxPredictor(tmp_path / "m.onnx")
+    assert predictor.metadata.refine == ("heart",)
+    there, here = (
+        each.prompted(image).structures() for each in (TorchPredictor(model, "torch"), predictor)
+    )
+    np.testing.assert_array_equal(there.boxes_xyxy_original, here.boxes_xyxy_original)
+    np.testing.assert_allclose(there.logits, here.logits, atol=1e-3)
+    np.testing.assert_array_equal(plain.logits[:2], there.logits[:2])
+    # The box of its first mask, asked for with its own prompt.
+    assert not np.array_equal(there.boxes_xyxy_original[2], whole_box(50, 70))
+    assert not np.allclose(plain.logits[2], there.logits[2])
+    np.testing.assert_array_equal(load(tmp_path / "m.onnx")(image).masks, here.masks)
+
+
+def test_a_refined_structure_must_be_one_of_the_model(tmp_path: Path) -> None:
+    model = segmenter()
+    model.refine = ("liver",)
+    with pytest.raises(CheckpointError, match="liver"):
+        export_onnx(model, tmp_path / "m.onnx", [case()], policy="none", sources={},
+                    structures=NAMES)  # fmt: skip
 
 
 def test_structures_move_boxes_and_not_points(tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ def export(
     golden: Annotated[
         bool, typer.Option("--golden", help="Also write inputs and outputs, <stem>.golden.npz.")
     ] = False,
+    refine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Structure to ask for a second time, with its own box; repeat for several. "
+            "model.refine of the run if left out."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, refused unless the runtime agrees with the trained model."""
@@ -42,7 +49,9 @@ def export(
     folder = RunFolder.open(run)
     records = labelled_records(read_manifest(data), "val", folder.config.data.prompt.targets)
     with watching() as watch:
-        made = export_stage(folder, stage, out, records, watch.progress, golden=golden)
+        made = export_stage(
+            folder, stage, out, records, watch.progress, golden=golden, refine=refine
+        )
     parity = made.parity.figures()
     if as_json:
         print_json({"size_bytes": made.size_bytes, "kernels": dict(made.kernels), **parity})

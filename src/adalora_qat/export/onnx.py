@@ -169,6 +169,7 @@ def describe(
         version,
         sources=dict(sources),
         structures=tuple(structures),
+        refine=segmenter.refine,
         automatic_prompt=automatic_prompt,
         points=bool(weight_of(segmenter.prompt_encoder.not_a_point_embed).any()),
         min_onnxruntime=MIN_ONNXRUNTIME,

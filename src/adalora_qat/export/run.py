@@ -39,6 +39,7 @@ def export_stage(
     progress: Progress | None = None,
     *,
     golden: bool = False,
+    refine: Sequence[str] | None = None,
 ) -> Exported:
     """Export a stage's model and hold it against its PyTorch self on ``records``.
 
@@ -51,14 +52,19 @@ def export_stage(
     records : the validation images, with masks for their boxes.
     progress : is told of each image.
     golden : write inputs and outputs beside the file: a phantom's, so no patient's image.
+    refine : structures that get a second pass (``model.refine``); the run's own if None.
 
     Raises
     ------
     ExportError
-        If the run is of a baseline, or the runtime disagrees with the trained model; no file is
-        written then.
+        If the run is of a baseline, ``refine`` names what is no structure of the model, or the
+        runtime disagrees with the trained model; no file is written then.
     """
     segmenter, cases, told = _prepared(run, stage, records)
+    segmenter.refine = tuple(run.config.model.refine if refine is None else refine)
+    if unknown := sorted(set(segmenter.refine) - set(segmenter.structures)):
+        known = ", ".join(segmenter.structures) or "it has none"
+        raise ExportError(f"refine {unknown[0]}: it is no structure of the model ({known})")
     told["progress"] = progress
     frame, structures = segmenter.variant.frame, segmenter.structures
     told["golden"] = golden_case(frame, structures) if golden else None

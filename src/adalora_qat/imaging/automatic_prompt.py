@@ -59,7 +59,10 @@ def two_passes(ask: Prompted, size: tuple[int, int]) -> tuple[Prediction, Predic
 
 
 def automatic_box(
-    first: Prediction, size: tuple[int, int], margin: int = MARGIN
+    first: Prediction,
+    size: tuple[int, int],
+    margin: int = MARGIN,
+    components: int = COMPONENTS,
 ) -> NDArray[np.float64] | None:
     """Return the box (4,) of a first mask, in pixels of the original of ``size`` = (H, W).
 
@@ -67,6 +70,7 @@ def automatic_box(
     ----------
     first : one mask, prompted with the whole image.
     margin : pixels of the model's low-resolution grid to add on each side.
+    components : how many of the mask's largest components the box goes round.
 
     Returns
     -------
@@ -77,7 +81,7 @@ def automatic_box(
     small = _reduced(first.masks[0], grid.valid_hw)
     if not small.any():
         return None
-    edges = mask_box_edges(largest_components(small, COMPONENTS))
+    edges = mask_box_edges(largest_components(small, components))
     edges += np.array([-margin, -margin, margin, margin])
     limits = whole_box(*size)[[2, 3, 2, 3]]
     return np.clip(boxes_to_original(edges, grid), 0, limits)

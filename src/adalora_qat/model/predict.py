@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from adalora_qat.imaging.geometry import (
     image_to_model,
     logits_to_original,
 )
+from adalora_qat.imaging.structure_passes import structure_passes
 from adalora_qat.model.sam import Segmenter
-from adalora_qat.predictor import Prediction, Prompted
+from adalora_qat.predictor import Prediction
 
 
 class TorchPredictor:
@@ -59,8 +60,13 @@ class TorchPredictor:
         """
         return self.prompted(image)(boxes_xyxy_original)
 
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Those with a learned prompt, which ``prompted(image).structures()`` finds."""
+        return self.segmenter.structures
+
     @torch.inference_mode()
-    def prompted(self, image: NDArray[Any]) -> Prompted:
+    def prompted(self, image: NDArray[Any]) -> EncodedRadiograph:
         """Encode an image, (H, W) or (H, W, 3), and return a function of its boxes (N, 4).
 
         See ``EncodesOnce``; errors are those of ``predict``.
@@ -68,15 +74,41 @@ class TorchPredictor:
         pixels, frame_map = image_to_model(image, self.segmenter.variant.frame)
         device = next(self.segmenter.parameters()).device
         embeddings = self.encode(torch.from_numpy(pixels)[None].to(device)).to(torch.float32)
-        return partial(self._decode, embeddings, frame_map)
+        return EncodedRadiograph(self.segmenter, embeddings, frame_map)
+
+
+@dataclass(frozen=True)
+class EncodedRadiograph:
+    """One image, encoded: a function of its boxes, as ``EncodesOnce`` wants it.
+
+    Attributes
+    ----------
+    embeddings : (1, D, E, E) float32.
+    frame_map : from the image to the model frame and back.
+    """
+
+    segmenter: Segmenter
+    embeddings: Tensor
+    frame_map: FrameMap
+
+    def __call__(self, boxes_xyxy_original: NDArray[Any]) -> Prediction:
+        """Segment the image given boxes (N, 4); see ``Predictor.predict``."""
+        return self._decode(boxes_xyxy_original, None)
+
+    def structures(self) -> Prediction:
+        """Segment every structure with a learned prompt, without a box: ``structure_passes``."""
+        segmenter, size = self.segmenter, (self.frame_map.height, self.frame_map.width)
+        return structure_passes(self._decode, size, segmenter.structures, segmenter.refine)
 
     @torch.inference_mode()
     def _decode(
-        self, embeddings: Tensor, frame_map: FrameMap, boxes_xyxy_original: NDArray[Any]
+        self, boxes_xyxy_original: NDArray[Any], numbers: NDArray[np.int64] | None
     ) -> Prediction:
+        frame_map, device = self.frame_map, self.embeddings.device
         boxes = check_box(boxes_xyxy_original, (frame_map.height, frame_map.width))
         model_boxes = torch.from_numpy(boxes_to_model(boxes, frame_map).astype(np.float32))
-        logits, iou = self.segmenter.decode(embeddings, model_boxes[None].to(embeddings.device))
+        named = None if numbers is None else torch.from_numpy(numbers)[None].to(device)
+        logits, iou = self.segmenter.decode(self.embeddings, model_boxes[None].to(device), named)
         low_res = logits[0].float().cpu().numpy()
         masks = np.stack([logits_to_original(each, frame_map) > 0 for each in low_res])
         scores = iou[0].float().clamp(0, 1).cpu().numpy()

@@ -261,6 +261,7 @@ class Segmenter(nn.Module):
     Parameters
     ----------
     variant : which model; weights are random until loaded.
+    structures : names of those with a learned prompt.
     attention : transformers' kernel in the ViT and the decoder. Only "eager" goes through
         ``torch.onnx.export``; this package's own exporter takes either.
     """
@@ -274,6 +275,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.variant = variant
         self.structures = tuple(structures)
+        # Structures that a predictor asks for twice: imaging.structure_passes.
+        self.refine: tuple[str, ...] = ()
         config = _sam_config(variant, attention)
         self.image_encoder: TinyViT | VitImageEncoder
         if isinstance(variant.encoder, TinyViTConfig):

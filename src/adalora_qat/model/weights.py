@@ -112,6 +112,7 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
         random = random_segmenter(
             chosen.name, seed=0, side=config.side, structures=config.structures
         )
+        random.refine = config.refine
         return random, WeightsOrigin("random", None)
     where = config.weights or chosen.weights
     if where is None:
@@ -122,6 +123,7 @@ def build(config: ModelConfig, cache: Path | None = None) -> tuple[Segmenter, We
             "a benchmark"
         )
     segmenter = Segmenter(chosen.at_side(config.side), structures=config.structures)
+    segmenter.refine = config.refine
     if where == "packaged":
         file = weights_folder() / MODEL
         fill_from_onnx(segmenter, file)

@@ -48,6 +48,8 @@ class ModelMetadata:
     structures : what it was trained to segment, in the recipe's order; empty where not known.
     automatic_prompt : whether it saw whole images without a box of the object in training, so
         that it can find one itself; None where not known.
+    refine : structures that get a second pass of the decoder, with the box of their first mask
+        (``imaging.structure_passes``); only those of a model with learned prompts.
     points : whether its weights know points; None in files of earlier versions, which take none.
     assurance : what the model knows of its own limits, if it was finished for shipping:
         ``confidence``, ``input_check`` and ``plausibility``, each as its class writes it.
@@ -71,12 +73,15 @@ class ModelMetadata:
     automatic_prompt: bool | None = None
     points: bool | None = None
     assurance: Mapping[str, Any] = field(default_factory=dict)
+    refine: tuple[str, ...] = ()
     min_onnxruntime: str = ""
 
     def __post_init__(self) -> None:
         wrong = [name for name, holds in _CHECKS.items() if not holds(getattr(self, name))]
         if wrong:
             raise CheckpointError(f"{wrong[0]}={_shown(getattr(self, wrong[0]))}")
+        if unknown := sorted(set(self.refine) - set(self.structures)):
+            raise CheckpointError(f"refine={_shown(unknown[0])} is none of its structures")
         if not 1 <= self.low_res_side <= self.frame.side:
             raise CheckpointError(
                 f"low_res_side={self.low_res_side} with a frame of {self.frame.side} pixels"
@@ -91,6 +96,7 @@ class ModelMetadata:
         for name, unknown in (
             ("min_onnxruntime", ""),
             ("structures", ()),
+            ("refine", ()),
             ("automatic_prompt", None),
             ("points", None),
         ):
@@ -157,8 +163,9 @@ class ModelMetadata:
                 raise ValueError("it was written in another format")
             # The file's, not the model's: ``digest.verified_sha256`` reads it from the bytes.
             values.pop("digest", None)
-            if isinstance(values.get("structures"), list):
-                values["structures"] = tuple(values["structures"])
+            for name in ("structures", "refine"):
+                if isinstance(values.get(name), list):
+                    values[name] = tuple(values[name])
             frame = values.get("frame")
             if not isinstance(frame, dict):
                 raise ValueError(f"frame={_shown(frame)}")
@@ -217,6 +224,12 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _are_structures(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        _is_text(name) and bool(re.fullmatch(STRUCTURE_NAME, name)) for name in value
+    )
+
+
 def _maps_to(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Return a check of mappings from text to what ``holds``."""
     return lambda value: (
@@ -241,10 +254,8 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "sources": _maps_to(_is_text),
     "parity": _maps_to(_is_finite),
     "assurance": _maps_to(lambda part: isinstance(part, Mapping)),
-    "structures": lambda value: (
-        isinstance(value, tuple)
-        and all(_is_text(name) and re.fullmatch(STRUCTURE_NAME, name) for name in value)
-    ),
+    "structures": _are_structures,
+    "refine": _are_structures,
     "automatic_prompt": lambda value: value is None or isinstance(value, bool),
     "points": lambda value: value is None or isinstance(value, bool),
     "min_onnxruntime": lambda value: _is_text(value) and bool(re.fullmatch(r"[\d.]*", value)),

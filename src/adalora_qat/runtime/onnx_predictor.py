@@ -23,6 +23,7 @@ from adalora_qat.imaging.geometry import (
     logits_to_original,
     whole_box,
 )
+from adalora_qat.imaging.structure_passes import structure_passes
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.assurance import Assurance
 from adalora_qat.runtime.confidence import Calibration
@@ -231,12 +232,14 @@ class EncodedImage:
 
         Returns
         -------
-        (N, H, W) masks in the order of the metadata's ``structures``; their boxes are the image.
+        (N, H, W) masks in the order of the metadata's ``structures``; see ``structure_passes``.
         """
-        count = len(self._predictor.metadata.structures)
-        boxes = np.repeat(whole_box(self.frame_map.height, self.frame_map.width)[None], count, 0)
-        prompt = box_feeds(boxes_to_model(boxes, self.frame_map), np.arange(count))
-        return self._predict(prompt, boxes)
+        metadata, size = self._predictor.metadata, (self.frame_map.height, self.frame_map.width)
+
+        def ask(boxes: NDArray[np.float64], numbers: NDArray[np.int64]) -> Prediction:
+            return self._predict(box_feeds(boxes_to_model(boxes, self.frame_map), numbers), boxes)
+
+        return structure_passes(ask, size, metadata.structures, metadata.refine)
 
     def point_at(
         self,

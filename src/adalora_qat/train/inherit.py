@@ -31,7 +31,11 @@ def source_of_stage1(path: Path, config: RunConfig) -> RunFolder:
             f"{path} has no finished stage 1; run `adalora-qat train` there to its end"
         )
     own, theirs = (
-        {name: each.model_dump(mode="json")[name] for name in SECTIONS}
+        {
+            # Which structures are asked for twice is decided after training.
+            name: each.model_dump(mode="json", exclude={"model": {"refine"}})[name]
+            for name in SECTIONS
+        }
         for each in (config, source.config)
     )
     found = differences(theirs, own)
