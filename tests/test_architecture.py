@@ -17,13 +17,15 @@ PACKAGE = Path(adalora_qat.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 # A module imports only from rooms to its left.
 ROOMS = [
-    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
-    "dicom", "phantom", "corpus", "samples", "model", "adapt", "quantize", "checkpoint", "train",
+    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "chest",
+    "runtime", "dicom", "phantom", "corpus", "samples", "model", "adapt", "quantize", "checkpoint",
+    "train",
     "baselines", "export", "evaluate", "report", "release", "study", "demo", "serve", "cli",
 ]  # fmt: skip
 # What the base install runs: nothing but its own dependencies when a module is imported.
 BASE = (
-    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "runtime",
+    "errors", "files", "progress", "ahead", "predictor", "config", "recipe", "imaging", "chest",
+    "runtime",
 )  # fmt: skip
 # These neither import torch nor a room that does, at the top of a module or in a function.
 NO_TORCH = (*BASE, "dicom", "phantom", "corpus", "evaluate", "report", "serve")

@@ -8,30 +8,8 @@ from adalora_qat.errors import DataError
 from adalora_qat.evaluate.clinical import (
     area_mm2,
     bland_altman,
-    cardiothoracic_ratio,
     component_count,
 )
-
-
-def test_cardiothoracic_ratio_by_hand() -> None:
-    lungs, heart = np.zeros((10, 20), bool), np.zeros((10, 20), bool)
-    lungs[2, 4:7] = lungs[2, 13:15] = True  # columns 4 to 14: 11 wide
-    lungs[6, 2:6] = lungs[6, 14:18] = True  # columns 2 to 17: 16 wide, the widest
-    lungs[8, 1:3] = True  # further left than any other row, but one row is no diameter
-    heart[5, 7:11] = True  # reaches left to column 7 …
-    heart[6, 9:15] = True  # … and right to column 14, on another row: 8 wide
-    assert cardiothoracic_ratio(heart, lungs) == 8 / 16
-
-
-def test_cardiothoracic_ratio_without_a_heart_or_lungs_is_not_a_number() -> None:
-    something, nothing = np.ones((4, 4), bool), np.zeros((4, 4), bool)
-    assert math.isnan(cardiothoracic_ratio(nothing, something))
-    assert math.isnan(cardiothoracic_ratio(something, nothing))
-
-
-def test_cardiothoracic_ratio_refuses_masks_of_two_sizes() -> None:
-    with pytest.raises(DataError, match="of one size"):
-        cardiothoracic_ratio(np.ones((4, 4), bool), np.ones((4, 5), bool))
 
 
 def test_area_needs_a_spacing() -> None:

@@ -17,7 +17,7 @@ from adalora_qat.model.sam import Segmenter, random_segmenter
 from adalora_qat.runtime.model import load
 from adalora_qat.runtime.networks import box_feeds
 from adalora_qat.runtime.onnx_predictor import OnnxPredictor
-from adalora_qat.runtime.segment import segment_files
+from adalora_qat.runtime.segment import Options, segment_files
 
 NAMES = ("left_lung", "right_lung", "heart")
 SIDE = 64
@@ -95,6 +95,23 @@ def test_a_refined_structure_must_be_one_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="liver"):
         export_onnx(model, tmp_path / "m.onnx", [case()], policy="none", sources={},
                     structures=NAMES)  # fmt: skip
+
+
+def test_the_command_keeps_the_structures_that_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "chest.onnx"
+    export_onnx(segmenter(), path, [case()], policy="none", sources={}, structures=NAMES)
+    Image.fromarray(np.tile(np.arange(70, dtype=np.uint8), (50, 1))).save(tmp_path / "a.png")
+    model = load(path)
+    for asked, files, labels in (
+        ((), [f"a_{name}_mask.png" for name in NAMES], 3),
+        (("heart", "left_lung"), ["a_heart_mask.png", "a_left_lung_mask.png"], 2),
+        (("lungs",), [], 1),
+    ):
+        out = tmp_path / ("-".join(asked) or "all")
+        outcome = segment_files(tmp_path / "a.png", model, out, options=Options(structures=asked))
+        masks = {file.name for file in out.glob("*_mask.png")} - {"a_mask.png"}
+        assert masks == set(files)
+        assert len(outcome.results[0]["objects"]) == labels
 
 
 def test_structures_move_boxes_and_not_points(tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def segment(
     mask_values: Annotated[
         str, typer.Option(help="Masks hold 255, or labels: the number of the box.")
     ] = "255",
+    structures: Annotated[
+        str | None,
+        typer.Option(help="Of a model with several: which to keep; lungs is both as one mask."),
+    ] = None,
     spacing: Annotated[
         str | None, typer.Option(help="Size of a pixel, row,column in mm: areas in mm².")
     ] = None,
@@ -83,8 +87,9 @@ def segment(
 
     options = Options(
         _numbers(spacing, 2, "--spacing", "two numbers row,column in mm"),  # type: ignore[arg-type] # of two
-        tuple(word.strip() for word in write.split(",") if word.strip()),
+        _words(write),
         mask_values,  # type: ignore[arg-type]  # Options refuses other words
+        _words(structures or ""),
         MAX_PIXELS if max_pixels is None else max_pixels,
         lenient,
     )
@@ -185,6 +190,10 @@ def _say_done(outcome: Outcome, out: Path) -> None:
 
 def _warn(line: str) -> None:
     err_console.print(printable(line), style="yellow", markup=False, soft_wrap=True)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _numbers(text: str | None, count: int, option: str, wanted: str) -> tuple[float, ...] | None:

@@ -24,11 +24,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from adalora_qat.ahead import in_order
+from adalora_qat.chest.measures import cardiothoracic_ratio
 from adalora_qat.corpus.records import Record, sort_structures
 from adalora_qat.errors import DataError
 from adalora_qat.evaluate.boxes import BoxPrompt, parse_box, stack_boxes
 from adalora_qat.evaluate.case_table import TABLE_FORMAT, case_table, finished, write_cases
-from adalora_qat.evaluate.clinical import area_mm2, cardiothoracic_ratio, component_count
+from adalora_qat.evaluate.clinical import area_mm2, component_count
 from adalora_qat.evaluate.journal import Journal, answer_fingerprint, records_fingerprint
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics

@@ -20,36 +20,6 @@ from adalora_qat.errors import DataError
 Mask = NDArray[np.bool_]
 
 
-def cardiothoracic_ratio(heart: Mask, lungs: Mask) -> float:
-    """Return the cardiothoracic ratio from masks, or NaN if one of them is empty.
-
-    The greatest transverse diameter of the heart over the greatest internal diameter of the
-    thorax (Danzer 1919, Am J Med Sci 157:513). The heart's diameter adds its reach to the
-    left and to the right of the midline, which may lie at different heights: the extent of
-    its mask over all rows. The thorax is measured along one horizontal line: the widest
-    span of a row from the outer edge of one lung to that of the other.
-
-    Parameters
-    ----------
-    heart : (H, W) bool.
-    lungs : (H, W) bool, both lungs. The pixel spacing cancels.
-
-    Raises
-    ------
-    DataError
-        If the masks differ in size.
-    """
-    if heart.shape != lungs.shape:
-        raise DataError(f"heart {heart.shape} and lungs {lungs.shape} must be of one size")
-    if not heart.any() or not lungs.any():
-        return math.nan
-    columns = np.flatnonzero(heart.any(axis=0))
-    filled = lungs[lungs.any(axis=1)]
-    first = filled.argmax(axis=1)
-    last = filled.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
-    return float((columns[-1] - columns[0] + 1) / (last - first + 1).max())
-
-
 def area_mm2(mask: Mask, spacing_mm: tuple[float, float] | None) -> float:
     """Return the area of a mask in mm², NaN where the spacing is unknown.
 

@@ -28,6 +28,7 @@ from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograp
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.kept import default_cache
+from adalora_qat.runtime.masks import LUNGS, Masks
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor, check_prompts
 from adalora_qat.runtime.opened import OpenImage
@@ -110,6 +111,11 @@ class Model:
     def metadata(self) -> ModelMetadata:
         """What the model's file says about itself."""
         return self._predictor.metadata
+
+    @property
+    def prompted_structures(self) -> tuple[str, ...]:
+        """The structures that it finds without a box, one mask each; empty if it finds one."""
+        return self.metadata.structures if self._predictor.prompts_structures else ()
 
     def __repr__(self) -> str:
         return f"<Model {self._predictor.path}: {self.metadata.variant}, {self.metadata.policy}>"
@@ -319,11 +325,15 @@ class Model:
             raise _naming(error, where) from error
         confidence, means = self._confidence(prediction)
         spacing_mm = spacing_mm or radiograph.spacing_mm
-        cautions = (*cautions, *self._more_cautions(prediction, prompt, spacing_mm))
+        structures = self._structures(len(prediction.masks), prompt)
+        lungs = [name in LUNGS for name in structures] if structures else slice(None)
+        cautions = (
+            *cautions, *self._more_cautions(prediction.masks[lungs], prompt, spacing_mm)
+        )  # fmt: skip
         return Result(
             name="image" if path is None else path.name,
             image=radiograph.pixels,
-            masks=prediction.masks,
+            masks=Masks(prediction.masks),
             boxes=prediction.boxes_xyxy_original,
             scores=prediction.scores,
             confidence=confidence,
@@ -334,7 +344,7 @@ class Model:
             seconds={"read": radiograph.seconds, "predict": time.perf_counter() - started},
             model=self.described(),
             file_sha256=radiograph.sha256,
-            structures=self._structures(len(prediction.masks), prompt),
+            structures=structures,
         )
 
     def _predict(
@@ -369,7 +379,7 @@ class Model:
         return Prediction(masks, scores, np.empty((0, side, side), np.float32), shown)
 
     def _more_cautions(
-        self, prediction: Prediction, prompt: Prompt, spacing_mm: tuple[float, float] | None
+        self, lungs: NDArray[np.bool_], prompt: Prompt, spacing_mm: tuple[float, float] | None
     ) -> list[Caution]:
         """Return what is odd about how the model is asked, and about the size of a pixel."""
         found: list[Caution] = []
@@ -378,9 +388,9 @@ class Model:
             words = "the model was never trained without a box; give one"
             found.append(Caution(NO_BOX_TRAINING, words, 0, 0))
         # Only a model of lungs has limits of plausibility, and those that are shipped have them.
-        of_lungs = "lung" in self.metadata.structures or self._predictor.assurance.plausibility
-        if of_lungs and spacing_mm is not None:
-            found += spacing_caution(prediction.masks, spacing_mm[1], whole=automatic)
+        named = any(name in LUNGS for name in self.metadata.structures)
+        if (named or self._predictor.assurance.plausibility) and spacing_mm is not None:
+            found += spacing_caution(lungs, spacing_mm[1], whole=automatic)
         return found
 
     def _confidence(self, prediction: Prediction) -> tuple[float | None, str]:
@@ -395,9 +405,9 @@ class Model:
 
     def _structures(self, count: int, prompt: Prompt) -> tuple[str, ...]:
         """Name the masks: of learned prompts, or if the model was trained on one structure."""
+        if prompt.kind == "automatic" and self.prompted_structures:
+            return self.prompted_structures
         trained = self.metadata.structures
-        if prompt.kind == "automatic" and self._predictor.prompts_structures:
-            return trained
         return trained * count if len(trained) == 1 else ()
 
     def described(self) -> dict[str, str]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from adalora_qat.chest.measures import Measure, measure
 from adalora_qat.errors import DataError, printable
 from adalora_qat.files import atomic_write, write_json
-from adalora_qat.imaging.geometry import last_pixels, to_grey_uint8
 from adalora_qat.runtime.contours import geojson
 from adalora_qat.runtime.input_check import Caution
+from adalora_qat.runtime.masks import LUNGS, Masks
+from adalora_qat.runtime.overlay import draw_overlay
 from adalora_qat.runtime.plausibility import SPACING
 
 PromptKind = Literal["automatic", "box", "points"]
@@ -32,9 +35,6 @@ ENDINGS = {
 WRITTEN = ("mask", "overlay", "json")
 _JSON_STARTS = b'{\n  "image": '
 
-_MASK_COLOUR = np.array([230, 70, 40], dtype=np.float32)
-_MASK_OPACITY = 0.4
-_BOX_COLOUR = (70, 160, 255)
 # A notebook shows a picture at this size at most; a detector's image would make it crawl.
 _SHOWN_SIDE = 1024
 
@@ -47,7 +47,8 @@ class Result:
     ----------
     name : of the image file; ``image`` for an image that was in memory.
     image : (H, W) or (H, W, 3), the pixels as they were read; not copied.
-    masks : (N, H, W) bool, one per box, in their order; N is 1 without a box.
+    masks : (N, H, W) bool, one per box, in their order; without a box one per structure of the
+        model, or else one. ``masks["heart"]`` is (H, W), the union of that structure's.
     boxes : (N, 4) float32, (x0, y0, x1, y1) in continuous pixels of the image, the outer edges
         of its pixels: the boxes that were given, or the one that was found. The whole image
         where nothing was found, and for points.
@@ -62,12 +63,13 @@ class Result:
     model : file, SHA-256, variant, policy and version of the model.
     file_sha256 : of the image file; None for an image that was in memory.
     structures : (N,) what each mask is of; empty where it is not known.
+    view : PA, AP or another word of DICOM's View Position; None where it is not known.
     options : what the command line was asked for; empty in Python.
     """
 
     name: str
     image: NDArray[Any]
-    masks: NDArray[np.bool_]
+    masks: Masks
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     confidence: float | None
@@ -79,38 +81,75 @@ class Result:
     model: Mapping[str, str]
     file_sha256: str | None = None
     structures: tuple[str, ...] = ()
+    view: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", Masks(self.masks, self.structures))
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(H, W) bool, the union of the masks."""
-        return np.asarray(self.masks.any(axis=0))
+        """(H, W) bool: both lungs where lungs are among the structures, or else all masks."""
+        return self.masks.union()
+
+    @cached_property
+    def measures(self) -> Mapping[str, Measure]:
+        """Name → number of a chest, with what withholds it; empty unless lungs are named."""
+        named = self.masks_by_structure()
+        sure: dict[str, float] = {}
+        if self.confidence is not None:
+            for name, score in zip(self.structures, self.scores.tolist(), strict=False):
+                sure[name] = min(score, sure.get(name, 1.0))
+        return measure(
+            named,
+            spacing_mm=self.spacing_mm,
+            view=self.view,
+            confidence=sure,
+            warned={caution.code for caution in self.warnings},
+        )
+
+    def of(self, structures: Sequence[str]) -> Result:
+        """Return the result with some of its structures alone, one mask each.
+
+        Parameters
+        ----------
+        structures : names of ``self.structures``; ``lungs`` is both lungs as one mask, then
+            called ``lung``.
+
+        Raises
+        ------
+        DataError
+            If there is none, or one is not there; says which there are.
+        """
+        if isinstance(structures, str) or not structures:
+            raise DataError(f"structures {structures!r}: give a list of some of {self._names()}")
+        groups: dict[str, list[int]] = {}
+        for name in structures:
+            wanted = LUNGS if name == "lungs" else (name,)
+            group = [i for i, each in enumerate(self.structures) if each in wanted]
+            if not group:
+                raise DataError(f"no mask of {name!r}; there are {self._names()}")
+            groups["lung" if name == "lungs" else name] = group
+        parts = list(groups.values())
+        boxes = [[*self.boxes[g, :2].min(axis=0), *self.boxes[g, 2:].max(axis=0)] for g in parts]
+        return replace(
+            self,
+            masks=Masks(np.stack([np.asarray(self.masks)[group].any(axis=0) for group in parts])),
+            boxes=np.array(boxes, dtype=np.float32),
+            scores=np.array([self.scores[group].mean() for group in parts], dtype=np.float32),
+            structures=tuple(groups),
+        )
 
     def masks_by_structure(self) -> dict[str, NDArray[np.bool_]]:
         """Return structure → (H, W) bool, the union of its masks; empty where none is named."""
-        named: dict[str, NDArray[np.bool_]] = {}
-        for structure, mask in zip(self.structures, self.masks, strict=False):
-            named[structure] = named[structure] | mask if structure in named else mask
-        return named
+        return {name: self.masks[name] for name in dict.fromkeys(self.structures)}
 
     def overlay(self) -> Image.Image:
-        """Draw the masks and boxes over the image.
+        """Draw the masks over the image (``overlay.draw_overlay``), W × H, RGB."""
+        return draw_overlay(self.image, self.masks, self.structures, self.boxes, self.measures)
 
-        Returns
-        -------
-        An RGB picture of the image's own size, W × H.
-        """
-        grey = to_grey_uint8(self.image)
-        picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
-        inside = self.mask
-        picture[inside] += _MASK_OPACITY * (_MASK_COLOUR - picture[inside])
-        drawn = Image.fromarray(picture.astype(np.uint8))
-        pen = ImageDraw.Draw(drawn)
-        width = max(1, round(max(drawn.size) / 400))
-        for box in self.boxes:
-            x0, y0, x1, y1 = last_pixels(box).tolist()
-            pen.rectangle((x0, y0, x1, y1), outline=_BOX_COLOUR, width=width)
-        return drawn
+    def _names(self) -> str:
+        return ", ".join(dict.fromkeys(self.structures)) or "no names: the masks are of boxes"
 
     def save(
         self,
@@ -200,6 +239,7 @@ class Result:
         ]
         for entry, structure in zip(objects, self.structures, strict=False):
             entry["structure"] = structure
+        measures = {name: one.to_json() for name, one in self.measures.items()}
         return {
             # JSON is UTF-8, which a file's name need not be.
             "image": printable(self.name),
@@ -210,6 +250,7 @@ class Result:
             "score": round(float(self.scores.mean()), 5),
             **self._areas(self.mask),
             "objects": objects,
+            **({"measures": measures} if measures else {}),
             "confidence": self.confidence,
             "confidence_means": self.confidence_means,
             "warnings": [caution.to_json() for caution in self.warnings],

@@ -19,6 +19,7 @@ from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.inputs import Job, LeftOut, plan
+from adalora_qat.runtime.masks import LUNGS
 from adalora_qat.runtime.model import Model
 from adalora_qat.runtime.prompts import checked_spacing
 from adalora_qat.runtime.result import (
@@ -46,6 +47,7 @@ class Options:
         may state their own.
     write : of ``mask``, ``overlay``, ``json`` and ``contours``; the JSON is always written.
     mask_values : ``255`` or ``labels``; see ``Result.save``.
+    structures : which of a model's structures to keep, as ``Result.of`` takes them; all if empty.
     max_pixels : images with more are left out by what their header says.
     lenient : take what can be decoded of a damaged file.
 
@@ -58,6 +60,7 @@ class Options:
     spacing_mm: tuple[float, float] | None = None
     write: tuple[str, ...] = WRITTEN
     mask_values: MaskValues = "255"
+    structures: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
     lenient: bool = False
 
@@ -81,6 +84,7 @@ class Options:
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
             "write": [kind for kind in ENDINGS if kind in {*self.write, "json"}],
             "mask_values": self.mask_values,
+            "kept": list(self.structures),
             "lenient": self.lenient,
         }
 
@@ -156,9 +160,11 @@ def segment_files(
     UserError
         If the folder cannot be written.
     """
+    options = options or Options()
+    _check_structures(options.structures, model)
     given = [sources] if isinstance(sources, Path | str) else list(sources)
     jobs, left_out = plan(given, out, recursive=recursive, box=box, boxes_csv=boxes_csv)
-    run = _Run(model, out, options or Options(), progress)
+    run = _Run(model, out, options, progress)
     earlier = {job.target: facts for job in jobs if (facts := _earlier(job, out)) is not None}
     kept = {
         job.target: earlier[job.target]
@@ -245,6 +251,8 @@ class _Run:
         result = replace(result, options=self.options.of(job))
         if job.structures:
             result = replace(result, structures=job.structures)
+        elif self.options.structures:
+            result = result.of(self.options.structures)
         # One structure alone is the mask that is written anyway.
         if job.structures or len(set(result.structures)) > 1:
             save_masks(target.parent, target.name, result.masks, result.structures)
@@ -275,6 +283,19 @@ class _Run:
             [*self.failures.values(), *left_out],
             resumed,
             len(self.facts) + len(self.failures) < len(jobs),
+        )
+
+
+def _check_structures(asked: Sequence[str], model: Model) -> None:
+    """Refuse structures that a model has no learned prompts for, before anything is read."""
+    known = model.prompted_structures
+    lungs = [name for name in known if name in LUNGS]
+    unknown = [name for name in asked if name not in known and not (name == "lungs" and lungs)]
+    if unknown:
+        there = ", ".join([*known, *(["lungs"] if lungs else [])])
+        raise DataError(
+            f"structure {unknown[0]!r}: {model.name} finds {there or 'one mask, without a name'}; "
+            "give some of these" + ("" if there else ", or leave the structures out")
         )
 
 

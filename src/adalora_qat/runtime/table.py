@@ -13,10 +13,18 @@ from adalora_qat.files import write_text
 
 TABLE = "segments.csv"
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+# Of the measures of a chest; empty for other models, and where a value is withheld.
+MEASURES = (
+    "left_lung_area", "right_lung_area", "right_left_area_ratio", "thorax_width", "thorax_height",
+    "cardiothoracic_ratio",
+)  # fmt: skip
 COLUMNS = (
     "path", "status", "result", "area_px", "area_mm2", "confidence", "warnings", "seconds", "error",
+    *MEASURES, "withheld",
 )  # fmt: skip
 _HEADER = ",".join(COLUMNS)
+# Those that the tables of every version begin with.
+_FIRST = ",".join(COLUMNS[:9])
 
 Row = Mapping[str, Any]
 
@@ -37,7 +45,16 @@ def done_row(path: Path, result: str, facts: Mapping[str, Any]) -> Row:
         **{name: facts[name] for name in ("area_px", "area_mm2", "confidence")},
         "warnings": " ".join(warning["code"] for warning in facts["warnings"]),
         "seconds": round(sum(facts["seconds"].values()), 4),
+        **_measures(facts.get("measures", {})),
     }
+
+
+def _measures(found: Mapping[str, Any]) -> Row:
+    """Return the values of a chest, and why any of them is withheld."""
+    taken = {name: found[name] for name in MEASURES if name in found}
+    reasons = {code: None for one in taken.values() for code in one["withheld"]}
+    values = {name: one["value"] for name, one in taken.items() if one["value"] is not None}
+    return {**values, "withheld": " ".join(reasons)}
 
 
 def left_out_row(path: Path, reason: str, *, failed: bool) -> Row:
@@ -50,7 +67,7 @@ def is_table(path: Path) -> bool:
     """Return whether a file starts as a table of this package does."""
     try:
         with path.open("rb") as handle:
-            return handle.read(len(_HEADER)) == _HEADER.encode()
+            return handle.read(len(_FIRST)) == _FIRST.encode()
     except OSError:
         return False
 
@@ -88,6 +105,8 @@ class Table:
                 "folder"
             )
         self._write("", torn=not self.path.read_bytes().endswith(b"\n"))
+        if there and not self.path.read_bytes().startswith(f"{_HEADER}\n".encode()):
+            self.close([])  # a table of an earlier version has fewer columns
 
     def add(self, row: Row) -> None:
         """Add a row at the end."""

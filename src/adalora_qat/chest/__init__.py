@@ -1,0 +1,1 @@
+"""What a radiologist measures on a frontal chest radiograph, from masks. NumPy only."""
