@@ -10,11 +10,11 @@ import pytest
 from onnx_toy import toy_metadata, write_toy
 from PIL import Image
 
+from adalora_qat.chest.masks import Masks
+from adalora_qat.chest.overlay import colours_of
 from adalora_qat.errors import DataError
 from adalora_qat.runtime.input_check import Caution
-from adalora_qat.runtime.masks import Masks
 from adalora_qat.runtime.model import load
-from adalora_qat.runtime.overlay import colours_of
 from adalora_qat.runtime.result import Result
 from adalora_qat.runtime.segment import Options, segment_files
 from adalora_qat.runtime.table import TABLE, Table

@@ -17,7 +17,7 @@ from adalora_qat.dicom.identity import Described, contributing, described, equip
 from adalora_qat.dicom.place import Place
 from adalora_qat.dicom.seg import tracking_uid
 from adalora_qat.dicom.source import Source
-from adalora_qat.runtime.contours import rings
+from adalora_qat.imaging.contours import rings
 
 # An explicit length of 16 bits holds 8191 points; a line on a screen needs fewer.
 MOST_POINTS = 2000

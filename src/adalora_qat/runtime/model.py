@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
+from adalora_qat.chest.masks import LUNGS, Masks
 from adalora_qat.errors import ConfigError, DataError, printable
 from adalora_qat.imaging.automatic_prompt import two_passes
 from adalora_qat.imaging.image_file import MAX_PIXELS
@@ -28,7 +29,6 @@ from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograp
 from adalora_qat.predictor import Prediction
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.kept import default_cache
-from adalora_qat.runtime.masks import LUNGS, Masks
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor, check_prompts
 from adalora_qat.runtime.opened import OpenImage

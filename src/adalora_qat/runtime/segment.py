@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from adalora_qat.chest.masks import LUNGS
 from adalora_qat.errors import DataError, printable
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.progress import Progress
 from adalora_qat.runtime.inputs import Job, LeftOut, plan
-from adalora_qat.runtime.masks import LUNGS
 from adalora_qat.runtime.model import Model
 from adalora_qat.runtime.prompts import checked_spacing
 from adalora_qat.runtime.result import (

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adalora_qat.runtime.contours import geojson
+from adalora_qat.imaging.contours import geojson
 from adalora_qat.runtime.inputs import stem_of
 from adalora_qat.runtime.result import ENDINGS, Result
 from adalora_qat.runtime.structures import mask_names

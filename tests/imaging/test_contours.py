@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adalora_qat.runtime.contours import geojson, polygons, rings
+from adalora_qat.imaging.contours import geojson, polygons, rings
 
 DRAWN = {
     "nothing": ["...", "...", "..."],
