@@ -78,6 +78,28 @@ def uses_boxes(predictor: Predictor) -> bool:
     return bool(getattr(predictor, "uses_boxes", True))
 
 
+class StructuresOf(Protocol):
+    """One image, encoded once: a function that finds what it knows by name."""
+
+    def structures(self) -> Prediction:
+        """Segment every structure with a learned prompt, without a box; one mask each."""
+        ...
+
+
+@runtime_checkable
+class FindsStructures(Protocol):
+    """A predictor with learned prompts for structures, unless ``structures`` is empty."""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Their names, in the order of the masks."""
+        ...
+
+    def prompted(self, image: NDArray[np.generic]) -> StructuresOf:
+        """Return an image that structures can be asked of."""
+        ...
+
+
 Prompted = Callable[[NDArray[np.generic]], Prediction]
 """Boxes (N, 4) of one image to what ``predict`` gives."""
 

@@ -44,9 +44,9 @@ def version(
         print(context.get_help())  # noqa: T201
 
 
-def print_rows(summary: Mapping[str, Any]) -> None:
-    """Print the rows of a summary as a table."""
-    table = Table("model", "Dice", "± sd", "IoU", "n")
+def print_rows(summary: Mapping[str, Any], what: str = "model") -> None:
+    """Print the rows of a summary as a table; ``what`` heads their names."""
+    table = Table(what, "Dice", "± sd", "IoU", "n")
     for row in summary["rows"]:
         table.add_row(
             row["name"],

@@ -38,32 +38,49 @@ def evaluate(
     out: Out,
     split: Annotated[str, typer.Option(help="Which split of the manifest.")] = "test",
     target: Annotated[
-        list[str] | None, typer.Option(help="Mask to segment; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="Mask to segment; repeat for several. Left out: the structures that the model "
+            "finds without a box, and their union; else lung."
+        ),
     ] = None,
     box: Annotated[
-        str, typer.Option(help="oracle, oracle+jitterN (N px), whole-image or automatic.")
-    ] = "oracle",
+        str | None,
+        typer.Option(
+            help="oracle, oracle+jitterN (N px), whole-image or automatic. Left out: automatic for "
+            "a model that finds structures without a box, else oracle."
+        ),
+    ] = None,
     cpu: Cpu = False,
     jobs: Jobs = 2,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split: one row a case, at the original size."""
     from adalora_qat.corpus.splits import read_manifest, records_of
-    from adalora_qat.study.measure import evaluate_model, summarise
+    from adalora_qat.study.measure import evaluate_model, summarise_targets
     from adalora_qat.study.models import model_at
 
-    targets = target or ["lung"]
     records = records_of(read_manifest(data), split)
     chosen = model_at(model)
     with watching() as watch:
         found = evaluate_model(
-            chosen, records, targets, out, box, cpu=cpu, jobs=jobs, progress=watch.progress
+            chosen, records, target or None, out, box, cpu=cpu, jobs=jobs, progress=watch.progress
         )
-    row = summarise(chosen.name, found.cases)
+    row = summarise_targets(chosen.name, found.cases)
     if as_json:
         print_json(row)
         return
-    print_rows({"rows": [row]})
+    several = "targets" in row
+    print_rows({"rows": row["targets"] if several else [row]}, "structure" if several else "model")
+    if "mean" in row:
+        mean = row["mean"]
+        out_console.print(f"mean: Dice {mean['dice_mean']:.4f}, IoU {mean['iou_mean']:.4f}")
+    if ratio := row.get("cardiothoracic_ratio"):
+        out_console.print(
+            f"cardiothoracic ratio, predicted minus true: {ratio['bias']:+.4f} (sd "
+            f"{ratio['sd']:.4f}), limits of agreement {ratio['lower']:+.4f} to "
+            f"{ratio['upper']:+.4f}, mean absolute {ratio['mean_absolute']:.4f}; n={ratio['n']}"
+        )
     out_console.print(f"per-case table: {out / 'cases.csv'}")
 
 

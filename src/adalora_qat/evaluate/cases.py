@@ -33,9 +33,10 @@ from adalora_qat.evaluate.clinical import area_mm2, component_count
 from adalora_qat.evaluate.journal import Journal, answer_fingerprint, records_fingerprint
 from adalora_qat.evaluate.mask_files import load_truth, mask_path, save_mask
 from adalora_qat.evaluate.metrics import case_metrics
+from adalora_qat.evaluate.structured import check_targets, targets_of
 from adalora_qat.imaging.automatic_prompt import predict_automatically
 from adalora_qat.imaging.geometry import load_image, whole_box
-from adalora_qat.predictor import Prediction, Predictor, uses_boxes
+from adalora_qat.predictor import FindsStructures, Prediction, Predictor, uses_boxes
 from adalora_qat.progress import Progress
 
 Mask = NDArray[np.bool_]
@@ -108,8 +109,9 @@ def evaluate_cases(
     targets : structures ("lung" may be composed of both lungs). A record without a target
         gives no row for it; such are counted in ``cases.json``.
     box_mode : ``oracle``, a jitter in px or ``oracle+jitter5``, ``whole-image``, ``automatic``,
-        or a ``BoxPrompt``. A predictor that looks at the image alone gets none, whatever is
-        asked: its rows say ``none``.
+        or a ``BoxPrompt``. ``automatic`` asks a predictor with learned prompts for its structures,
+        one mask each. A predictor that looks at the image alone gets none, whatever is asked: its
+        rows say ``none``.
     out : folder for ``cases.parquet``, ``cases.csv`` and ``cases.json``; None keeps nothing.
     jobs : threads beside the predictor's own.
     progress : called with (images done, images, id).
@@ -133,6 +135,9 @@ def evaluate_cases(
     if not uses_boxes(predictor):
         prompt = BoxPrompt("none", 0, seed)
     chosen = _choose(records, targets)
+    structures = structures_without_box(predictor, prompt)
+    if structures:
+        check_targets(structures, targets, predictor.name)
     if save_masks and out is None:
         raise DataError("save_masks needs a folder: give out")
     identity = _identity(
@@ -217,6 +222,12 @@ class _Run:
                 return _Answer({}, {}, {}, math.nan, 0)
             boxed, boxes = list(found), stack_boxes(list(found.values()))
         begin = time.perf_counter()
+        structures = structures_without_box(self.predictor, self.prompt)
+        if structures and isinstance(self.predictor, FindsStructures):
+            prediction = self.predictor.prompted(case.image).structures()
+            seconds = time.perf_counter() - begin
+            _check_prediction(self.predictor.name, case, prediction, len(structures))
+            return _Answer(*targets_of(prediction, structures, boxed), seconds, len(structures))
         if self.prompt.kind == "automatic":
             prediction = predict_automatically(self.predictor, case.image)
         else:
@@ -280,6 +291,13 @@ class _Run:
             "prediction_components": component_count(prediction),
             **case_metrics(truth, prediction, spacing),
         }
+
+
+def structures_without_box(predictor: Predictor, prompt: BoxPrompt) -> tuple[str, ...]:
+    """Return the structures that a predictor is asked for by name; empty where a box asks."""
+    if prompt.kind == "automatic" and isinstance(predictor, FindsStructures):
+        return predictor.structures
+    return ()
 
 
 _EDGES = ("x0", "y0", "x1", "y1")

@@ -17,7 +17,7 @@ import numpy as np
 
 from adalora_qat.corpus.records import Record
 from adalora_qat.errors import DataError, UserError
-from adalora_qat.predictor import Predictor
+from adalora_qat.predictor import FindsStructures, Predictor
 
 Rows = list[dict[str, Any]]
 
@@ -152,8 +152,12 @@ def answer_fingerprint(predictor: Predictor) -> str:
     boxes = np.array([[20, 10, 110, 80], [40, 30, 90, 60]], dtype=np.float32)
     answer = predictor.predict(image, boxes)
     digest = hashlib.sha256()
-    for array in (answer.logits, answer.masks, answer.scores):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    answers = [answer]
+    if isinstance(predictor, FindsStructures) and predictor.structures:
+        answers.append(predictor.prompted(image).structures())
+    for each in answers:
+        for array in (each.logits, each.masks, each.scores):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

@@ -107,6 +107,11 @@ class OnnxPredictor:
         """A short name for tables."""
         return self._name
 
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Those with a learned prompt, which ``prompted(image).structures()`` finds."""
+        return self.metadata.structures if self.prompts_structures else ()
+
     def predict(
         self, image: NDArray[np.generic], boxes_xyxy_original: NDArray[np.generic]
     ) -> Prediction:

@@ -32,9 +32,11 @@ from adalora_qat.evaluate.robustness import (
     evaluate_degradations,
     evaluate_prompts,
 )
+from adalora_qat.evaluate.structured import default_targets, ratio_agreement
 from adalora_qat.files import write_json, write_text
 from adalora_qat.model.predict import TorchPredictor
 from adalora_qat.model.sam import Segmenter
+from adalora_qat.predictor import FindsStructures
 from adalora_qat.progress import Progress, Watch
 from adalora_qat.report.page import anchor
 from adalora_qat.study.facts import facts_of, read_facts, write_facts
@@ -130,9 +132,9 @@ def _measured_before(bench: Bench, model: Model, folder: Path) -> Measured | Non
 def evaluate_model(
     model: Model,
     records: Sequence[Record],
-    targets: Sequence[str],
+    targets: Sequence[str] | None,
     folder: Path,
-    box: str = "oracle",
+    box: str | None = "oracle",
     *,
     cpu: bool = False,
     jobs: int = 2,
@@ -143,12 +145,18 @@ def evaluate_model(
 
     Parameters
     ----------
-    records, targets : the cases, and the masks that are segmented.
-    box : as for ``evaluate.boxes.parse_box``.
+    records, targets : the cases, and the masks that are segmented. None takes the structures that
+        the model has learned prompts for, and their union; or else lungs.
+    box : as for ``evaluate.boxes.parse_box``; None takes ``automatic`` for a model with
+        structures, and ``oracle`` for others.
     cpu, jobs : where the model runs, and threads for reading and measuring.
     save_masks : also write the predicted masks.
     """
     predictor, _ = model.open(cpu=cpu)
+    structures = predictor.structures if isinstance(predictor, FindsStructures) else ()
+    box = box or ("automatic" if structures else "oracle")
+    if targets is None:
+        targets = default_targets(structures, records) if structures else ["lung"]
     cases = evaluate_cases(
         predictor, records, targets, box, folder, jobs, progress, save_masks=save_masks
     )
@@ -170,6 +178,36 @@ def summarise(name: str, cases: pd.DataFrame) -> dict[str, Any]:
         "n": len(dice),
         "dropped": len(cases) - len(dice),
     }
+
+
+def summarise_targets(name: str, cases: pd.DataFrame) -> dict[str, Any]:
+    """Return a model's row, and where it has several targets one for each beside it.
+
+    Returns
+    -------
+    As ``summarise``, over all cases; ``targets``: such a row for each target; ``mean``: the mean
+    over the targets' means; ``cardiothoracic_ratio``: the error of the ratio from predicted masks
+    (n, dropped, bias, sd, mean_absolute, lower and upper limit of agreement), where hearts and
+    both lungs are drawn.
+    """
+    row = summarise(name, cases)
+    targets = list(dict.fromkeys(cases["target"]))
+    if len(targets) > 1:
+        rows = [summarise(target, cases[cases["target"] == target]) for target in targets]
+        row["targets"] = rows
+        row["mean"] = {
+            key: float(sum(each[key] for each in rows) / len(rows))
+            for key in ("dice_mean", "iou_mean")
+        }
+    found = ratio_agreement(cases)
+    if found is not None:
+        row["cardiothoracic_ratio"] = {
+            "mean_absolute": float(abs(found.difference).mean()),
+            **{
+                key: getattr(found, key) for key in ("n", "dropped", "bias", "sd", "lower", "upper")
+            },
+        }
+    return row
 
 
 def machine_of(model: Model, *, cpu: bool) -> dict[str, Any]:
