@@ -37,7 +37,6 @@ _.__getattr__, _.__dir__, _._repr_png_
 _.recall, _.hd95, _.assd, _.boundary_iou, _.nsd_medsam, _.nsd_surface_distance_2d
 _.warm_up
 _.masks_by_structure
-_.result_objects, _.alias
 _.encoded  # counted by a test
 _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
 

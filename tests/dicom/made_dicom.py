@@ -8,6 +8,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from adalora_qat.imaging.memory_file import MemoryFile
+from adalora_qat.phantom.phantom import phantom
 from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.result import Result
 
@@ -49,6 +50,16 @@ def file_of(dataset: Dataset, name: str = "made.dcm") -> MemoryFile:
     stream = BytesIO()
     dataset.save_as(stream, enforce_file_format=True)
     return MemoryFile(name, stream.getvalue())
+
+
+def chest(number: int = 1, **changes: Any) -> bytes:
+    """Return a DICOM file with a phantom's chest."""
+    grey = phantom(number, 256).image
+    scaled = grey.astype(np.uint16) * 16
+    made = radiograph(number, **changes)
+    made.Rows, made.Columns = scaled.shape
+    made.PixelData = scaled.tobytes()
+    return file_of(made).data
 
 
 def result(**changes: Any) -> Result:

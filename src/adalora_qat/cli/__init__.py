@@ -11,11 +11,21 @@ import os
 import sys
 from typing import NoReturn
 
-from adalora_qat.cli import data, deployment, evaluation, segment, serve, training
+from adalora_qat.cli import data, deployment, dicom, evaluation, segment, serve, training
 from adalora_qat.cli.app import app, err_console
 from adalora_qat.errors import UserError, printable
 
-__all__ = ["app", "data", "deployment", "evaluation", "main", "segment", "serve", "training"]
+__all__ = [
+    "app",
+    "data",
+    "deployment",
+    "dicom",
+    "evaluation",
+    "main",
+    "segment",
+    "serve",
+    "training",
+]
 
 
 def main() -> None:

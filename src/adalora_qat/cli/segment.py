@@ -98,7 +98,7 @@ def segment(
     _say_threads(threads)
     if loaded.metadata.automatic_prompt is False and box is None and boxes is None:
         _warn(f"{loaded.name} was never trained without a box: its masks may be poor; give boxes")
-    with _stopping() as signals, watching() as watch:
+    with stopping() as signals, watching() as watch:
         outcome = segment_files(
             images,
             loaded,
@@ -129,7 +129,7 @@ def segment(
 
 
 @contextmanager
-def _stopping() -> Iterator[list[int]]:
+def stopping() -> Iterator[list[int]]:
     """Note signals to stop, so that the image at hand is done first; a second one acts at once."""
     noted: list[int] = []
 

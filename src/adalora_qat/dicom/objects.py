@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 
@@ -15,6 +16,8 @@ from adalora_qat.dicom.seg import segmentation
 from adalora_qat.dicom.source import Source
 from adalora_qat.dicom.sr import report
 from adalora_qat.errors import ConfigError
+from adalora_qat.files import atomic_write
+from adalora_qat.imaging.integrity import warnings_heard
 from adalora_qat.runtime.result import Result
 
 DEFAULT_KINDS = ("SEG", "SR", "SC")
@@ -54,10 +57,18 @@ def result_objects(
     Kind → object, in the order of ``KINDS``. Where nothing was found there is neither SEG nor
     GSPS, which cannot be empty; the SR says that nothing was found.
     """
+    # The libraries' warnings hold names of patients, and threads that read would hear them.
+    with warnings_heard():
+        return _made(source, result, checked_kinds(kinds), reports)
+
+
+def _made(
+    source: Source, result: Result, kinds: Sequence[str], reports: Iterable[Dataset]
+) -> dict[str, Dataset]:
     findings, model = Findings.of(result), result.model
     earlier = earlier_of(source, reports)
     made: dict[str, Dataset] = {}
-    for kind in checked_kinds(kinds):
+    for kind in kinds:
         more = [one.sop_uid for one in earlier] if kind == "SR" else []
         place = Place.of(source, model, kind, *more)
         if kind == "SR":
@@ -68,3 +79,15 @@ def result_objects(
             make = segmentation if kind == "SEG" else presentation
             made[kind] = make(source, findings, model, place)
     return made
+
+
+def save(made: Dataset, path: Path) -> None:
+    """Write an object as a DICOM file, whole or not at all.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written.
+    """
+    with atomic_write(path) as temporary, warnings_heard():
+        made.save_as(temporary, enforce_file_format=True)
