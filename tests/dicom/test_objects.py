@@ -126,6 +126,17 @@ def test_the_report_holds_areas_by_segment_and_the_quality() -> None:
     assert "NOT FOR CLINICAL USE" in objects_of()["SR"].SeriesDescription
 
 
+def test_the_report_holds_the_cardiothoracic_ratio_or_why_not() -> None:
+    withheld = str(objects_of()["SR"])  # the image looks rotated
+    source = read_source(file_of(radiograph()))
+    given = str(result_objects(source, result(warnings=()), ["SR"])["SR"])
+    words = "Cardiothoracic ratio, linear, adult"
+    assert words in withheld and words in given
+    assert "Measurement not attempted" in withheld and "withheld_rotated" in withheld
+    # Heart 25 px wide, lungs from column 8 to 69 but for a speckle each.
+    assert f"'{25 / 62:.4f}'" in given
+
+
 def test_patient_and_study_are_those_of_the_source() -> None:
     for made in objects_of(**LATIN_1).values():
         again = reread(made)

@@ -5,9 +5,7 @@ The one place that reads ``Result``; each kind of object writes this down in its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +46,7 @@ class Quantity:
     value, unit : the value is None if it is withheld.
     confidence : in [0, 1], or None.
     withheld : codes of the reasons.
+    notes : codes of what to bear in mind about the value.
     """
 
     name: str
@@ -55,6 +54,7 @@ class Quantity:
     unit: str
     confidence: float | None
     withheld: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,17 @@ class Findings:
                 mm2 = None if pixel_mm2 is None else area * pixel_mm2
                 segments.append(Segment(len(segments) + 1, name, mask, iou, area, mm2))
         found = {segment.name for segment in segments}
-        measures: Mapping[str, Any] = getattr(result, "measures", {})
+        # Areas stand with their segments.
+        own = {f"{name}_area{unit}" for name in masks for unit in ("", "_px")}
         return cls(
             tuple(segments),
             tuple(name for name in masks if name not in found),
             tuple(
-                Quantity(name, one.value, one.unit, one.confidence, tuple(one.withheld))
-                for name, one in measures.items()
+                Quantity(
+                    name, one.value, one.unit, one.confidence, tuple(one.withheld), tuple(one.notes)
+                )
+                for name, one in result.measures.items()
+                if name not in own
             ),
             tuple((caution.code, caution.message) for caution in result.warnings),
         )

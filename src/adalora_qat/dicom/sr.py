@@ -149,6 +149,8 @@ def _whole(
     for quantity in findings.quantities:
         if quantity.value is None:
             evaluations += _withheld(quantity)
+        name = codes.measure(quantity.name)
+        evaluations += [_said(name, f"note_{code}", codes.label(code)) for code in quantity.notes]
     evaluations.append(
         _said(codes.private("intended_use", "Intended use"), "research", NOT_FOR_CLINICAL_USE)
     )
