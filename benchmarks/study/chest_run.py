@@ -251,8 +251,8 @@ def evaluate(segmenter: Segmenter, corpus: Corpus, split: int) -> dict[str, Any]
     -------
     Side → prompt (``automatic``: the whole image and the structure's learned prompt; ``box``: the
     exact box of the structure as well) → structure → Dice by image, None where the data set does
-    not draw it. ``lung`` is the union of both lungs; ``ctr`` and ``ctr_truth`` the width of the
-    heart as a share of that of both lungs, where all three are drawn.
+    not draw it. ``lung`` is the union of both lungs; ``ctr`` and ``ctr_truth`` are cardiothoracic
+    ratios as ``chest.measures`` defines them, where all three are drawn.
     """
     segmenter.eval()
     names = segmenter.structures
@@ -297,7 +297,7 @@ def _measured(
             ("ctr", lungs, masks[:, heart]),
             ("ctr_truth", union, truth[:, heart]),
         ):
-            values[key] = _known(_width(one) / _width(both).clamp(min=1), drawn.all(dim=1))
+            values[key] = _known(_reach(one) / _widest(both).clamp(min=1), drawn.all(dim=1))
         found[prompt] = values
     return found
 
@@ -314,10 +314,20 @@ def _dice(masks: Tensor, truth: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
 
 
-def _width(masks: Tensor) -> Tensor:
-    columns = masks.any(dim=-2).float()
-    last = columns.shape[-1] - columns.flip(-1).argmax(-1)
-    return (last - columns.argmax(-1)) * columns.any(-1)
+def _reach(masks: Tensor) -> Tensor:
+    """Return from the first to the last column of masks (B, S, S), over all rows."""
+    return _span(masks.any(dim=-2))
+
+
+def _widest(masks: Tensor) -> Tensor:
+    """Return the widest row of masks (B, S, S), from its first to its last pixel."""
+    return _span(masks).amax(dim=-1)
+
+
+def _span(lines: Tensor) -> Tensor:
+    filled = lines.float()
+    last = filled.shape[-1] - filled.flip(-1).argmax(-1)
+    return (last - filled.argmax(-1)) * lines.any(-1)
 
 
 def _known(values: Tensor, known: Tensor) -> list[float | None]:
