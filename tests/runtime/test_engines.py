@@ -224,3 +224,11 @@ def test_metadata_is_read_without_an_engine(tmp_path: Path) -> None:
     written = toy_metadata(points=True, structures=("lung",))
     path = write_new_toy(tmp_path / "a.onnx", written)
     assert ModelMetadata.of(path.read_bytes(), "a") == written
+
+
+def test_low_memory_computes_the_same(toy: Path) -> None:
+    plain, low = load(toy, threads=1), load(toy, threads=1, low_memory=True)
+    ramp = np.add.outer(np.arange(40), np.arange(50))
+    for box in ((1, 1, 30, 30), (3, 3, 9, 9)):
+        np.testing.assert_array_equal(plain(ramp, box=box).masks, low(ramp, box=box).masks)
+    assert "low memory" in low.described()["engine_reason"]

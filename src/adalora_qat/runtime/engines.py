@@ -54,7 +54,7 @@ def open_network(
     path : the file that ``adalora-qat export`` wrote.
     engine : one of ``ENGINES``.
     threads : worker threads, None for one per processor that this process may use; never more.
-    low_memory : as in ``session.open_session``; ONNX Runtime alone can.
+    low_memory : hold no more between images than the model; ONNX Runtime alone can.
     cache : folder in which engines keep what they arranged for this processor; None for none.
 
     Raises

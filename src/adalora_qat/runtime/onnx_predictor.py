@@ -58,7 +58,7 @@ class OnnxPredictor:
     path : the file that ``adalora-qat export`` wrote.
     threads : worker threads, None for one per core.
     name : for tables; the file's stem if not given.
-    low_memory : less memory between images, slower.
+    low_memory : as in ``engines.open_network``.
     engine : what runs the file, one of ``engines.ENGINES``; not ``auto``, so that figures do not
         depend on what is installed.
     cache : as in ``engines.open_network``.

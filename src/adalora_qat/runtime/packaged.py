@@ -30,6 +30,8 @@ def packaged_predictor(
     folder: Path | None = None,
     engine: str = "onnxruntime",
     cache: Path | None = None,
+    *,
+    low_memory: bool = False,
 ) -> OnnxPredictor:
     """Open the packaged model of both lungs.
 
@@ -38,7 +40,7 @@ def packaged_predictor(
     threads : worker threads, None for one per core.
     folder : where the model's files are; those of the package if not given.
     engine : what runs it, one of ``engines.ENGINES``.
-    cache : as in ``engines.open_network``.
+    cache, low_memory : as in ``engines.open_network``.
 
     Raises
     ------
@@ -51,7 +53,9 @@ def packaged_predictor(
             f"this installation of adalora-qat holds no model (there is no {folder / MODEL}); "
             "give one that `adalora-qat export` wrote, by --model or load(path)"
         )
-    predictor = OnnxPredictor(folder / MODEL, threads=threads, engine=engine, cache=cache)
+    predictor = OnnxPredictor(
+        folder / MODEL, threads=threads, engine=engine, cache=cache, low_memory=low_memory
+    )
     stated = read_sums(folder).get(MODEL)
     if predictor.sha256 != stated:
         raise CheckpointError(

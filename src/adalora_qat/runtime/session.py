@@ -105,7 +105,6 @@ def open_session(
     path: Path,
     threads: int | None = None,
     *,
-    low_memory: bool = False,
     model: bytes | None = None,
     providers: Sequence[str] = CPU,
     kept: Kept | None = None,
@@ -116,8 +115,6 @@ def open_session(
     ----------
     path : the file.
     threads : as in ``threads_of``.
-    low_memory : give memory back between operators instead of keeping an arena; slower.
-        The process holds less between images, and at its peak little less.
     model : what is run of the file, where that is not all of it.
     providers : of ONNX Runtime, the first that has an operator runs it.
     kept : where the graph goes as it is arranged for this processor.
@@ -132,7 +129,6 @@ def open_session(
     if not path.is_file():
         raise CheckpointError(f"model file {path} does not exist")
     options = session_options(threads)
-    options.enable_cpu_mem_arena = not low_memory
     # Planned memory is one block of the whole network's, made beside what the first run
     # already holds: half as much memory again, and slower than blocks that stay in the cache.
     options.enable_mem_pattern = False
@@ -154,7 +150,7 @@ def open_session(
     return session
 
 
-def reopened(arranged: bytes, threads: int | None, *, low_memory: bool) -> ort.InferenceSession:
+def reopened(arranged: bytes, threads: int | None) -> ort.InferenceSession:
     """Open what ``open_session`` kept of a file; nothing is arranged again.
 
     Raises
@@ -163,11 +159,19 @@ def reopened(arranged: bytes, threads: int | None, *, low_memory: bool) -> ort.I
         If ``threads`` is not positive.
     """
     options = session_options(threads)
-    options.enable_cpu_mem_arena, options.enable_mem_pattern = not low_memory, False
+    options.enable_mem_pattern = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(arranged, options, providers=list(CPU), enable_fallback=0)
     give_memory_back()
     return session
+
+
+def run_options(*, low_memory: bool) -> ort.RunOptions:
+    """Return options for a run, which ends by freeing what it does not keep if memory is low."""
+    options = ort.RunOptions()
+    if low_memory:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def give_memory_back() -> None:
