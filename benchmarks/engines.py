@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +199,8 @@ def measure(given: argparse.Namespace, scores: dict[str, Any]) -> None:
         report = {"weights": "published, not fine-tuned", **machine, "threads": {}, "rows": scores}
     key = str(given.threads)
     report["threads"][key] = {
-        "command": " ".join(["python", "benchmarks/engines.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/engines.py time FOLDER --threads {key} "
+        f"--rounds {given.rounds}",
         "rounds": given.rounds,
         "load_average_before": round(os.getloadavg()[0], 2),
     }

@@ -65,7 +65,7 @@ def load(
         ``openvino-bf16``, an extra; ``cuda`` or ``tensorrt`` with onnxruntime-gpu; ``auto`` takes
         what was measured to be fastest on such a processor. Results say which it was.
     low_memory : hold no more between images than the model, for a process that waits most of the
-        time; an image takes some 8 % longer. Only with ONNX Runtime.
+        time; an image takes somewhat longer. Only with ONNX Runtime.
 
     Returns
     -------

@@ -94,7 +94,7 @@ class OnnxNetwork:
     ----------
     path, model : the file, and its bytes.
     threads : None for one per processor that this process may use.
-    low_memory : hold no more between images than the model; a run takes some 8 % longer.
+    low_memory : hold no more between images than the model; a run takes somewhat longer.
     providers : as in ``session.open_session``.
     cache : folder in which the graph is kept as it is arranged for this processor; None for none.
     """
