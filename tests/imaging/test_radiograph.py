@@ -12,6 +12,7 @@ from PIL import Image
 from adalora_qat.errors import DataError
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.radiograph import read_radiograph
+from adalora_qat.imaging.stated import Stated
 
 GREY = np.arange(48 * 32, dtype=np.uint16).reshape(48, 32)
 
@@ -74,10 +75,13 @@ def test_dicom_files_need_a_package_that_is_named(
     with pytest.raises(DataError, match=r"radiograph\.DCM is DICOM.*adalora-qat\[dicom\]"):
         read_radiograph(path)
     reader = SimpleNamespace(
-        read_dicom=lambda path, **options: SimpleNamespace(pixels=GREY, spacing_mm=(0.2, 0.1))
+        read_dicom=lambda path, **options: SimpleNamespace(
+            pixels=GREY, spacing_mm=(0.2, 0.1), stated=Stated("PA")
+        )
     )
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", reader)
-    assert read_radiograph(path).spacing_mm == (0.2, 0.1)
+    found = read_radiograph(path)
+    assert found.spacing_mm == (0.2, 0.1) and found.stated.view == "PA"
 
 
 def test_a_dataset_gives_what_its_file_gives_and_stays_as_it_is(tmp_path: Path) -> None:

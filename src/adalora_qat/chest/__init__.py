@@ -1,1 +1,1 @@
-"""What a radiologist measures on a frontal chest radiograph, from masks. NumPy only."""
+"""What a radiologist asks of a frontal chest radiograph, from masks. NumPy only."""

@@ -30,6 +30,8 @@ GATES = frozenset(
     {
         "rotated", "inverted", "not_a_chest", "unlike_training_data", "implausible_mask",
         "unsteady_mask", "low_confidence",
+        "lung_cut_off", "lung_missing", "ragged_mask", "upside_down", "tilted", "patient_rotated",
+        "lateral_view", "view_disagrees",
     }
 )  # fmt: skip
 MISSING = "structure_missing"

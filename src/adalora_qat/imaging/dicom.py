@@ -30,6 +30,7 @@ from adalora_qat.imaging.dicom_pixels import display, stored_values
 from adalora_qat.imaging.image_file import MAX_PIXELS, check_pixel_count, check_readable
 from adalora_qat.imaging.integrity import first_line, refusing, warnings_heard
 from adalora_qat.imaging.memory_file import File, source_of
+from adalora_qat.imaging.stated import Stated, stated
 
 DEFAULT_SALT = "adalora-qat"
 
@@ -82,6 +83,7 @@ class DicomHeader:
     patient : salted hash of the patient id, 16 hex digits; None where the file gives none.
     modality : as written.
     transfer_syntax : name of the encoding.
+    stated : what it says of view and patient.
     """
 
     height: int
@@ -90,6 +92,7 @@ class DicomHeader:
     patient: str | None
     modality: str
     transfer_syntax: str
+    stated: Stated
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,7 @@ def _header(dataset: Dataset, salt: str, max_pixels: int) -> DicomHeader:
         patient=patient_hash(_text(dataset, "PatientID"), salt),
         modality=modality,
         transfer_syntax=dataset.file_meta.TransferSyntaxUID.name,
+        stated=stated(dataset),
     )
 
 

@@ -23,6 +23,7 @@ from adalora_qat.errors import DataError, printable
 from adalora_qat.files import sha256_file
 from adalora_qat.imaging.image_file import MAX_PIXELS, load_image, picture_pixels
 from adalora_qat.imaging.memory_file import File, MemoryFile
+from adalora_qat.imaging.stated import NOTHING_STATED, Stated
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -55,6 +56,7 @@ class Radiograph:
     seconds : how long reading took.
     path : the file; None for pixels that were in memory.
     sha256 : of the file; None for pixels that were in memory.
+    stated : what a DICOM header says of view and patient; nothing for other images.
     """
 
     pixels: NDArray[Any]
@@ -62,6 +64,7 @@ class Radiograph:
     seconds: float
     path: File | None = None
     sha256: str | None = None
+    stated: Stated = NOTHING_STATED
 
 
 def read_radiograph(
@@ -86,22 +89,22 @@ def read_radiograph(
     started = time.perf_counter()
     if isinstance(image, str | os.PathLike | MemoryFile):
         path = image if isinstance(image, MemoryFile) else Path(image)
-        pixels, spacing_mm = _read_file(path, max_pixels, lenient)
+        pixels, spacing_mm, said = _read_file(path, max_pixels, lenient)
         seconds = time.perf_counter() - started
         try:
-            return Radiograph(pixels, spacing_mm, seconds, path, _sha256(path))
+            return Radiograph(pixels, spacing_mm, seconds, path, _sha256(path), said)
         except OSError as error:
             raise DataError(
                 f"{printable(path)} can no longer be read ({error.strerror}); is its drive there?"
             ) from error
-    spacing_mm, pydicom = None, sys.modules.get("pydicom")
+    spacing_mm, said, pydicom = None, NOTHING_STATED, sys.modules.get("pydicom")
     if isinstance(image, Image.Image):
         pixels = picture_pixels(image, max_pixels=max_pixels)
     elif pydicom is not None and isinstance(image, pydicom.Dataset):
         from adalora_qat.imaging.dicom import read_dataset
 
         found = read_dataset(image, max_pixels=max_pixels, lenient=lenient)
-        pixels, spacing_mm = found.pixels, found.spacing_mm
+        pixels, spacing_mm, said = found.pixels, found.spacing_mm, found.stated
     elif hasattr(image, "__array__"):
         pixels = np.asarray(image)
     else:
@@ -109,7 +112,7 @@ def read_radiograph(
             f"an image of type {type(image).__name__}: give a path, a NumPy array, a PIL image or "
             "a pydicom dataset"
         )
-    return Radiograph(pixels, spacing_mm, time.perf_counter() - started)
+    return Radiograph(pixels, spacing_mm, time.perf_counter() - started, stated=said)
 
 
 def _sha256(file: File) -> str:
@@ -151,15 +154,15 @@ def _kind_of(path: File) -> Literal["picture", "dicom"] | None:
 
 def _read_file(
     path: File, max_pixels: int, lenient: bool
-) -> tuple[NDArray[Any], tuple[float, float] | None]:
+) -> tuple[NDArray[Any], tuple[float, float] | None, Stated]:
     try:
         kind = _kind_of(path)
     except (OSError, ValueError):
         kind = None  # ``load_image`` says why
     if kind == "dicom" or (kind is None and path.suffix.lower() == ".dcm"):
         found = _read_dicom_file(path, max_pixels, lenient)
-        return found.pixels, found.spacing_mm
-    return load_image(path, max_pixels=max_pixels, lenient=lenient), None
+        return found.pixels, found.spacing_mm, found.stated
+    return load_image(path, max_pixels=max_pixels, lenient=lenient), None, NOTHING_STATED
 
 
 def _read_dicom_file(path: File, max_pixels: int, lenient: bool) -> DicomImage:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.chest.caution import Caution as Caution
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.geometry import FrameMap
 
@@ -38,30 +39,8 @@ CLASSES = {
 # How many limits of distance away a turned or inverted chest may lie to be called one.
 _NEAR = 1.5
 UNLIKE = "unlike_training_data"
-
-
-class Caution(NamedTuple):
-    """Something to warn of in an image or its mask.
-
-    Attributes
-    ----------
-    code : a word for programs: ``rotated``, ``inverted``, ``not_a_chest``,
-        ``unlike_training_data``, ``implausible_mask``, ``unsteady_mask``, ``low_confidence``,
-        ``no_box_training``, ``spacing_implausible``.
-    message : one phrase for people.
-    value : the number behind it.
-    limit : what the number was held against.
-    """
-
-    code: str
-    message: str
-    value: float
-    limit: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a result file."""
-        value, limit = (float(f"{number:.4g}") for number in (self.value, self.limit))
-        return {**self._asdict(), "value": value, "limit": limit}
+# Codes after which the masks are of nothing in particular.
+FOREIGN = frozenset({"rotated", "not_a_chest"})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adalora_qat.ahead import in_order
+from adalora_qat.chest.findings import findings, header_findings
 from adalora_qat.chest.masks import LUNGS, Masks
 from adalora_qat.errors import ConfigError, DataError, printable
 from adalora_qat.imaging.automatic_prompt import two_passes
@@ -27,7 +28,7 @@ from adalora_qat.imaging.image_file import MAX_PIXELS
 from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.imaging.radiograph import ImageLike, Radiograph, read_radiograph
 from adalora_qat.predictor import Prediction
-from adalora_qat.runtime.input_check import Caution
+from adalora_qat.runtime.input_check import FOREIGN, Caution
 from adalora_qat.runtime.kept import default_cache
 from adalora_qat.runtime.metadata import ModelMetadata
 from adalora_qat.runtime.onnx_predictor import EncodedImage, OnnxPredictor, check_prompts
@@ -337,8 +338,10 @@ class Model:
         structures = self._structures(len(prediction.masks), prompt)
         lungs = [name in LUNGS for name in structures] if structures else slice(None)
         cautions = (
-            *cautions, *self._more_cautions(prediction.masks[lungs], prompt, spacing_mm)
-        )  # fmt: skip
+            *cautions,
+            *self._findings(prediction, structures, radiograph, cautions),
+            *self._more_cautions(prediction.masks[lungs], prompt, spacing_mm),
+        )
         return Result(
             name="image" if path is None else path.name,
             image=radiograph.pixels,
@@ -354,6 +357,7 @@ class Model:
             model=self.described(),
             file_sha256=radiograph.sha256,
             structures=structures,
+            view=radiograph.stated.view,
         )
 
     def _predict(
@@ -386,6 +390,23 @@ class Model:
             parts.append((part.scores, part.boxes_xyxy_original))
         scores, shown = (np.concatenate(each) for each in zip(*parts, strict=True))
         return Prediction(masks, scores, np.empty((0, side, side), np.float32), shown)
+
+    def _findings(
+        self,
+        prediction: Prediction,
+        structures: Sequence[str],
+        radiograph: Radiograph,
+        cautions: Sequence[Caution],
+    ) -> list[Caution]:
+        """Return whether the radiograph is fit to be measured, where a whole chest was asked for.
+
+        Of what is no chest, or lies on its side, the shape of the masks says nothing further.
+        """
+        if not self._predictor.prompts_structures or not structures:
+            return []
+        if any(caution.code in FOREIGN for caution in cautions):
+            return header_findings(radiograph.stated)
+        return findings(dict(zip(structures, prediction.masks, strict=True)), radiograph.stated)
 
     def _more_cautions(
         self, lungs: NDArray[np.bool_], prompt: Prompt, spacing_mm: tuple[float, float] | None
