@@ -29,7 +29,7 @@ LIMITS: Mapping[str, Limit] = {
     "lung_area": Limit(
         0.05, 0.6, "least 0.083 and most 0.46 of the image, widened for wide and close framing"
     ),
-    "right_share": Limit(0.3, 0.75, "least 0.31 and most 0.73, scarred lungs among them"),
+    "right_share": Limit(0.25, 0.8, "least 0.31 and most 0.73, scarred lungs among them, widened"),
     "even_share": Limit(0.43, 0.65, "quantiles 0.01 and 0.99 of right_share"),
     "tilt": Limit(-14.0, 12.0, "quantiles 0.003 and 0.997 in degrees; lungs are not quite even"),
     "height": Limit(0.67, None, "quantile 0.005"),
