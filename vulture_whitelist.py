@@ -43,3 +43,4 @@ _.inject_peft, _.load_packed, _.bytes_by_part  # in benchmarks and how-tos
 # The other half of ``p_above``, which a test of a margin would miss.
 _.p_below
 _.__new__  # chest.masks: how NumPy makes an array of a subclass
+_.laterality  # of imaging.stated.Stated, for callers: which side of the body a picture shows

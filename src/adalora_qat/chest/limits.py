@@ -35,7 +35,7 @@ LIMITS: Mapping[str, Limit] = {
     "height": Limit(0.67, None, "quantile 0.005"),
     "side": Limit(0.25, None, "least 0.50; half of it"),
     "heart_side": Limit(-0.015, None, "least 0.006; mirrored pictures have at most −0.006"),
-    "heart_height": Limit(0.48, None, "least 0.60; pictures upside down have at most 0.40"),
+    "heart_height": Limit(0.48, None, "least 0.60; turned upside down at most 0.40"),
     "heart_area": Limit(0.1, 0.9, "least 0.18 and most 0.53, widened for large hearts"),
     "edge": Limit(None, 0.12, "most 0.06 in JSRT, quantile 0.999 in Shenzhen 0.08"),
     "ragged": Limit(None, 0.01, "most 0.002 of a mask drawn by hand"),
