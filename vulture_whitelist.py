@@ -30,6 +30,10 @@ _.min_onnxruntime
 _.PatientOrientation, _.Laterality, _.DerivationDescription, _.BurnedInAnnotation
 _.SegmentedPropertyTypeModifierCodeSequence, _.SpecificCharacterSet
 
+# Settings of pynetdicom's application entities, and what http.server calls.
+_.maximum_associations, _.acse_timeout, _.dimse_timeout, _.network_timeout, _.connection_timeout
+_.require_called_aet, _.require_calling_aet, _.do_GET, _.log_message
+
 # Called by Python and notebooks.
 _.__getattr__, _.__dir__, _._repr_png_
 

@@ -61,6 +61,11 @@ class Answering:
     ) -> None:
         self._model, self._kinds, self._reports = model, checked_kinds(kinds), list(reports)
 
+    @property
+    def model_sha256(self) -> str:
+        """Which model answers."""
+        return self._model.described()["sha256"]
+
     def __call__(self, data: bytes) -> Answer:
         """Answer a file; bytes of any kind are answered, the unfit with a refusal."""
         file = MemoryFile("image", data)
