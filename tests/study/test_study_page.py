@@ -12,10 +12,13 @@ import pytest
 
 from adalora_qat.corpus.splits import read_manifest, records_of
 from adalora_qat.errors import DataError
+from adalora_qat.export.onnx import export_onnx
+from adalora_qat.export.run import golden_case
+from adalora_qat.model.sam import random_segmenter
 from adalora_qat.study import measure as measure_module
 from adalora_qat.study.entries import entries_of
 from adalora_qat.study.measure import Bench, Measured, forecast, some
-from adalora_qat.study.models import Model, models_of
+from adalora_qat.study.models import Model, models_of, shared_structures
 from adalora_qat.study.study import ModelFacts
 from adalora_qat.study.study_page import Scope, choose_baseline, report_study
 
@@ -235,3 +238,26 @@ def test_some_cases_are_spread_and_always_the_same(trained: Any) -> None:
     assert [r.id for r in few] == [r.id for r in some(list(reversed(records)), 5)]
     assert len({r.id for r in few}) == 5
     assert len(some(records, 1000)) == len(records)
+
+
+def test_a_model_of_structures_has_a_row_for_each_and_the_ratio(
+    trained: Any, tmp_path: Path
+) -> None:
+    names = ("left_lung", "right_lung", "heart")
+    segmenter = random_segmenter("tiny-test", 0, structures=names)
+    case = golden_case(segmenter.variant.frame, names)
+    export_onnx(segmenter, tmp_path / "m.onnx", [case], policy="none", sources={}, structures=names)
+    models = models_of([str(tmp_path / "m.onnx")])
+    assert shared_structures(models) == names
+    records = records_of(read_manifest(trained.data), "test")
+    asked = Bench(
+        tuple(records), "lung", tmp_path / "files", Silent(), True, 2, (*names, "lung"), "automatic"
+    )  # fmt: skip
+    scope = Scope(gallery_cases=2, weight_error=False)
+    study = report_study(models, asked, tmp_path / "report.html", None, scope)
+    assert set(study.cases["target"]) == {*names, "lung"}
+    assert set(study.cases["box"]) == {"automatic"}
+    html = (tmp_path / "report.html").read_text("utf-8")
+    shown = html[html.index('id="structures-table"') : html.index('id="ratio-table"')]
+    for words in ("left lung", "right lung", "heart", "lung", "mean"):
+        assert f">{words}<" in shown.replace("\n", "").replace("  ", "")

@@ -195,7 +195,19 @@ def report(
         typer.Option(help="The model all others are compared with; decoder fine-tuning if left."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the manifest.")] = "test",
-    target: Annotated[str, typer.Option(help="Mask to segment.")] = "lung",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Mask to segment; repeat for several, of which the page shows the first. Left "
+            "out: the structures that all models find without a box, and their union; else lung."
+        ),
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(
+            help="As for evaluate. Left out: automatic if all models find structures without one."
+        ),
+    ] = None,
     cases: Annotated[
         int | None, typer.Option(min=1, help="Measure only so many cases, spread over sources.")
     ] = None,
@@ -240,8 +252,9 @@ def report(
     Stopped, it goes on where it was: results are kept in OUT_files, named after what they measure.
     """
     from adalora_qat.corpus.splits import read_manifest, records_of
+    from adalora_qat.evaluate.structured import default_targets
     from adalora_qat.study.measure import Bench, some
-    from adalora_qat.study.models import models_of
+    from adalora_qat.study.models import models_of, shared_structures
     from adalora_qat.study.study_page import Scope, report_study
 
     if out.suffix.lower() not in (".html", ".htm"):
@@ -250,12 +263,18 @@ def report(
         full, jitter_cases, robustness_cases, speed_cases, gallery_cases, weight_error, margin,
         title, paper,
     )  # fmt: skip
-    records = records_of(read_manifest(data), split, target)
-    records = records if cases is None else some(records, cases)
     chosen = models_of(models, zero_shot=zero_shot)
+    found = records_of(read_manifest(data), split)
+    known = shared_structures(chosen)
+    targets = target or (default_targets(known, found) if known else ["lung"])
+    records = [record for record in found if any(map(record.mask_parts, targets))]
+    records = records if cases is None else some(records, cases)
+    # The union of both lungs is what most data sets draw.
+    shown = "lung" if target is None and "lung" in targets else targets[0]
+    box = box or ("automatic" if known else "oracle")
     with watching() as watch:
         folder = out.with_name(f"{out.stem}_files")
-        bench = Bench(tuple(records), target, folder, watch, cpu, jobs)
+        bench = Bench(tuple(records), shown, folder, watch, cpu, jobs, tuple(targets), box)
         study = report_study(chosen, bench, out, baseline, scope)
     if as_json:
         print_json({**_values(study), "page": str(out), "files": str(folder)})

@@ -12,7 +12,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,9 +60,11 @@ class Bench:
     Attributes
     ----------
     records : the cases.
-    target : the mask that is segmented.
+    target : the mask that is segmented, and shown where there are several.
     folder : where results are kept.
     cpu, jobs : where models run, and threads for reading and measuring.
+    targets : every mask that is segmented, ``target`` among them; empty for ``target`` alone.
+    box : as for ``evaluate.boxes.parse_box``.
     """
 
     records: tuple[Record, ...]
@@ -71,14 +73,22 @@ class Bench:
     watch: Watch
     cpu: bool = False
     jobs: int = 2
+    targets: tuple[str, ...] = ()
+    box: str = "oracle"
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Every mask that is segmented."""
+        return self.targets or (self.target,)
 
     def place(self, part: str, model: Model, records: Sequence[Record]) -> Path:
         """Return the folder of a model's results: its name, and a hash of what decides them."""
         # Other threads or another device add up in another order: answers differ in their last
         # bits, and such results are not gone on with.
         machine = (torch.get_num_threads(), self.cpu or not torch.cuda.is_available())
-        cases = records_fingerprint(records, [self.target])
-        stated = (model.sha256, model.name, cases, machine)
+        cases = records_fingerprint(records, self.measured)
+        asked = () if self.box == "oracle" else (self.box,)
+        stated = (model.sha256, model.name, cases, machine, *asked)
         tag = hashlib.sha256(repr(stated).encode()).hexdigest()[:10]
         return self.folder / part / f"{anchor(model.name)}-{tag}"
 
@@ -92,9 +102,13 @@ class Measured:
     facts: ModelFacts
     folder: Path
 
+    def of(self, target: str) -> Measured:
+        """Return what was measured of one target."""
+        return replace(self, cases=self.cases[self.cases["target"] == target])
+
 
 def measure(bench: Bench, models: Sequence[Model]) -> list[Measured]:
-    """Evaluate every model on every case with oracle boxes; one model in memory at a time."""
+    """Evaluate every model on every case; one model in memory at a time."""
     found = []
     for number, model in enumerate(models, start=1):
         bench.watch.phase(f"{model.name} ({number} of {len(models)})")
@@ -106,8 +120,9 @@ def measure(bench: Bench, models: Sequence[Model]) -> list[Measured]:
             evaluate_model(
                 model,
                 bench.records,
-                [bench.target],
+                bench.measured,
                 folder,
+                bench.box,
                 cpu=bench.cpu,
                 jobs=bench.jobs,
                 progress=bench.watch.progress,

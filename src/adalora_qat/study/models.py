@@ -20,7 +20,7 @@ import torch
 from adalora_qat.baselines.model_file import described
 from adalora_qat.baselines.networks import title_of
 from adalora_qat.baselines.predict import open_baseline
-from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model
+from adalora_qat.checkpoint import MODEL_FILE, RunFolder, load_model, read_tensors
 from adalora_qat.config import RunConfig
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.export.run import deployable
@@ -200,6 +200,22 @@ def _of_run(run: RunFolder) -> Iterator[Model]:
         # Float ONNX files answer as stage 1 does, and halves of a model are no model.
         if metadata is not None and metadata.part == "whole" and metadata.policy != "none":
             yield onnx_model(file, run)
+
+
+def shared_structures(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return the structures that every model has a learned prompt for."""
+    each = [_structures_of(model) for model in models]
+    return tuple(name for name in each[0] if all(name in other for other in each)) if each else ()
+
+
+def _structures_of(model: Model) -> tuple[str, ...]:
+    if model.file is None:
+        return model.run.config.model.structures if model.run is not None else ()
+    if model.file.suffix == ".onnx":
+        return OnnxPredictor(model.file).structures
+    if described(model.file) is not None:
+        return ()
+    return tuple(read_tensors(model.file)[1].get("structures", ()))
 
 
 def _run_of(folder: Path) -> RunFolder | None:

@@ -41,6 +41,7 @@ from adalora_qat.study.sections import (
     weight_section,
     worst_section,
 )
+from adalora_qat.study.structure_section import structure_section
 from adalora_qat.study.study import Study, compare_models, write_study
 from adalora_qat.study.study_report import study_content
 
@@ -194,7 +195,8 @@ def _content(
     bench: Bench,
     scope: Scope,
 ) -> ReportContent:
-    roles = roles_of(found, study.baseline)
+    # Pictures show one target.
+    roles = roles_of([m.of(bench.target) for m in found], study.baseline)
     runs = _runs(found)
     sections = _sweeps(bench, roles, scope)
     bench.watch.phase("figures")
@@ -202,6 +204,8 @@ def _content(
         sections = [similarity_section(bench, roles), *sections, worst_section(bench, roles)]
     if scope.weight_error and (stage := _quantized_stage(models)) is not None:
         sections.append(weight_section(stage, each=scope.full, paper=scope.paper))
+    if len(bench.measured) > 1:
+        sections.insert(0, structure_section(found))
     sections.append(training_section(runs))
     galleries: list[Gallery] = []
     if scope.gallery_cases and (shown := gallery_of(bench, roles, scope.gallery_cases)):
@@ -209,7 +213,7 @@ def _content(
         sections.append(Section("case-table", "Every case in figures", (shown[1],)))
     area = agreement_figure(bench, roles.quantized)
     content = study_content(
-        scope.title or f"Segmentation of {bench.target.replace('_', ' ')}",
+        scope.title or f"Segmentation of {', '.join(bench.measured).replace('_', ' ')}",
         _lede(study, models, bench),
         study,
         figures=[area] if area else [],
@@ -272,7 +276,7 @@ def _provenance(study: Study, found: Sequence[Measured], bench: Bench) -> dict[s
         by_source[record.source] = by_source.get(record.source, 0) + 1
     told: dict[str, Any] = {
         "cases": ", ".join(f"{source} {n}" for source, n in sorted(by_source.items())),
-        "target": bench.target,
+        "target": ", ".join(bench.measured),
         "box": ", ".join(dict.fromkeys(study.cases["box"])),
         "machine": ", ".join(f"{k} {v}" for k, v in facts["machine"].items() if v is not None),
         "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
