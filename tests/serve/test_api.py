@@ -82,6 +82,18 @@ def test_dicom_and_its_spacing(client: httpx.Client, model: Model, dicom: Path) 
     assert opened["spacing_mm"] == [1.1, 1.1]
 
 
+def test_dicom_objects(client: httpx.Client, dicom: Path, png: bytes) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    answer = post(client, dicom.read_bytes(), "p.dcm", answer="dicom")
+    assert answer.status_code == 200
+    packed = zipfile.ZipFile(io.BytesIO(answer.content))
+    made = {name: pydicom.dcmread(io.BytesIO(packed.read(name))) for name in packed.namelist()}
+    assert made["SEG.dcm"].Modality == "SEG"
+    study = pydicom.dcmread(dicom).StudyInstanceUID
+    assert all(each.StudyInstanceUID == study for each in made.values())
+    assert post(client, png, answer="dicom").json()["error"] == "no_dicom"
+
+
 def test_a_session(client: httpx.Client, model: Model, png: bytes) -> None:
     opened = client.post("/v1/sessions", files={"image": ("b.png", png)})
     assert opened.status_code == 201

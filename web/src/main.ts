@@ -222,7 +222,7 @@ class Page {
   private showDownloads(one: Case): void {
     const button = (words: string, click: () => void): HTMLElement => make("button", { type: "button", click }, ...withIcon("down", words));
     get("downloads").replaceChildren(
-      ...this.engine.files.map((kind) => button(FILE_WORDS[kind], () => void this.download(kind))),
+      ...this.engine.files.filter((kind) => kind !== "dicom" || one.opened?.dicom).map((kind) => button(FILE_WORDS[kind], () => void this.download(kind))),
       ...(one.active ? [button(`${one.active.label} PNG`, () => one.active && void this.saveLayer(one, one.active))] : []),
     );
   }

@@ -7,7 +7,7 @@ import { fromRuns } from "./masks";
 const BUSY_TRIES = 8;
 
 export class ServerEngine implements Engine {
-  files: FileKind[] = ["mask", "overlay", "json", "contours", "zip"];
+  readonly files: FileKind[] = ["mask", "overlay", "json", "contours", "zip", "dicom"];
   private token = "";
   private sources = new WeakMap<Opened, File>();
 
@@ -24,7 +24,6 @@ export class ServerEngine implements Engine {
   async start(): Promise<ModelInfo> {
     const { models } = await (await this.request("/v1/models")).json();
     const model = models[0];
-    if (model.files) this.files = model.files;
     return { ...model, points: model.takes.includes("points") };
   }
 
@@ -42,6 +41,7 @@ export class ServerEngine implements Engine {
       width: session.width,
       height: session.height,
       spacing: session.spacing_mm,
+      dicom: session.files.includes("dicom"),
       grey: { width, height, depth: bits === 16 ? 65535 : 255, data },
     };
     this.sources.set(opened, file);

@@ -63,6 +63,8 @@ export interface Opened {
   height: number;
   spacing: [number, number] | null;
   grey: Grey;
+  /** Whether results can be had as DICOM objects. */
+  dicom?: boolean;
 }
 
 export interface Prompt {

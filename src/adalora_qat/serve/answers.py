@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adalora_qat.dicom.source import Source
 from adalora_qat.imaging.contours import geojson
 from adalora_qat.runtime.inputs import stem_of
 from adalora_qat.runtime.result import ENDINGS, Result
 from adalora_qat.runtime.structures import mask_names
+from adalora_qat.serve.dicom_files import objects_of
 from adalora_qat.serve.refusal import Refusal
 
 MaskForm = Literal["rle", "png", "none"]
@@ -28,6 +30,7 @@ FILES: Mapping[str, str] = {
     "contours": "application/geo+json",
     "labels": "image/png",
     "zip": "application/zip",
+    "dicom": "application/zip",
 }
 
 
@@ -67,18 +70,19 @@ def rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def file_of(result: Result, kind: str) -> tuple[bytes, str]:
+def file_of(result: Result, kind: str, source: Source | None = None) -> tuple[bytes, str]:
     """Return one file of a result and its name: byte for byte what ``Result.save`` writes.
 
     Parameters
     ----------
     kind : of ``FILES``; ``labels`` is the mask with the number of each structure, ``zip`` all
-        of them.
+        of them, ``dicom`` an archive of objects.
+    source : the header of the image, if it was DICOM.
 
     Raises
     ------
     Refusal
-        404 if there is no such kind.
+        404 if there is no such kind; 422 if the image has no DICOM objects.
     """
     stem = stem_of(result.name)
     if kind == "mask":
@@ -95,6 +99,8 @@ def file_of(result: Result, kind: str) -> tuple[bytes, str]:
         return _text(result.to_json()), stem + ENDINGS["json"]
     if kind == "zip":
         return _zip(result, stem), f"{stem}.zip"
+    if kind == "dicom":
+        return objects_of(source, result)
     raise Refusal(404, "no_such_file", f"{kind!r}: give one of {', '.join(FILES)}")
 
 

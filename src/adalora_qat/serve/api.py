@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
+from adalora_qat.dicom.source import Source
 from adalora_qat.imaging.geometry import FrameMap, resize_grey, to_grey
 from adalora_qat.imaging.memory_file import MemoryFile
 from adalora_qat.runtime.model import Model
@@ -16,6 +17,7 @@ from adalora_qat.runtime.opened import OpenImage
 from adalora_qat.runtime.result import Result
 from adalora_qat.serve.answers import FILES, file_of, to_json
 from adalora_qat.serve.asked import Asked, spacing_of
+from adalora_qat.serve.dicom_files import source_of
 from adalora_qat.serve.line import Line
 from adalora_qat.serve.refusal import Refusal
 from adalora_qat.serve.sessions import Session, Sessions
@@ -118,7 +120,9 @@ def routes(service: Service) -> APIRouter:
 
             def work() -> Response:
                 result = asked.answered(service.opened(file, spacing))
-                return _json(result, asked.masks) if kind == "json" else _file(result, kind)
+                if kind == "json":
+                    return _json(result, asked.masks)
+                return _file(result, kind, source_of(file) if kind == "dicom" else None)
 
             return await line.run(work)
 
@@ -128,8 +132,9 @@ def routes(service: Service) -> APIRouter:
         line.check()
         async with intake.form(request) as form:
             file, spacing = service.image_of(form), spacing_of(form)
-            image = await line.run(lambda: service.opened(file, spacing))
+            image, source = await line.run(lambda: (service.opened(file, spacing), source_of(file)))
             session = sessions.add(file.name, image)
+            session.source = source
         place = {"Location": f"/v1/sessions/{session.id}"}
         return Response(
             json.dumps(_described(session, service.settings)), 201, place, "application/json"
@@ -164,7 +169,7 @@ def routes(service: Service) -> APIRouter:
         if session.last is None:
             raise Refusal(409, "no_result", "segment the image first")
         result = session.last
-        return await line.run(lambda: _file(result, kind))
+        return await line.run(lambda: _file(result, kind, session.source))
 
     @router.get("/sessions/{key}/pixels")
     async def pixels(key: str, side: Annotated[int, Query(ge=16, le=4096)] = 2048) -> Response:
@@ -187,6 +192,7 @@ def _described(session: Session, settings: Settings) -> dict[str, Any]:
         "width": width,
         "height": height,
         "spacing_mm": None if spacing is None else list(spacing),
+        "files": [kind for kind in FILES if kind != "dicom" or session.source is not None],
         "seconds_kept": settings.session_seconds,
     }
 
@@ -195,8 +201,8 @@ def _json(result: Result, masks: str) -> Response:
     return Response(json.dumps(to_json(result, masks)), media_type="application/json")
 
 
-def _file(result: Result, kind: str) -> Response:
-    data, name = file_of(result, kind)
+def _file(result: Result, kind: str, source: Source | None) -> Response:
+    data, name = file_of(result, kind, source)
     # Names hold printable characters only; those beyond ASCII go as RFC 6266 says.
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "_" for c in name)
     return Response(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import warnings
 from collections.abc import Callable
 
 import uvicorn
@@ -48,6 +50,7 @@ def serve(model: Model, settings: Settings, started: Callable[[str], None]) -> N
     UserError
         If the address cannot be listened at.
     """
+    _keep_quiet()
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
@@ -68,6 +71,13 @@ def serve(model: Model, settings: Settings, started: Callable[[str], None]) -> N
     server = _Announcing(config, lambda: started(f"http://{name}:{port}/"))
     with listening:
         server.run(sockets=[listening])
+
+
+def _keep_quiet() -> None:
+    """Silence readers of files, whose warnings may quote what a file holds: a name, say."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "highdicom", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Announcing(uvicorn.Server):

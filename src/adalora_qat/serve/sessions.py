@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from adalora_qat.dicom.source import Source
 from adalora_qat.runtime.opened import OpenImage
 from adalora_qat.runtime.result import Result
 from adalora_qat.serve.refusal import Refusal
@@ -26,12 +27,14 @@ class Session:
     ----------
     id : secret, as it is all that is asked for.
     name : of the file, as the client gave it.
+    source : its header, if it is DICOM.
     """
 
     id: str
     name: str
     image: OpenImage
     used: float
+    source: Source | None = field(default=None, repr=False)
     last: Result | None = field(default=None, repr=False)
 
     def remembered(self, result: Result) -> Result:
