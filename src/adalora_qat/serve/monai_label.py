@@ -141,7 +141,9 @@ def monai_routes(service: Service) -> APIRouter:
         waiting = [key for key in keys if not any(image == key for image, _ in store.labels)]
         return {"id": waiting[0], "weight": "1"} if waiting else {}
 
-    @router.api_route("/train/", methods=["GET", "POST", "DELETE"])
+    @router.get("/train/")
+    @router.post("/train/", include_in_schema=False)
+    @router.delete("/train/", include_in_schema=False)
     async def train() -> Response:
         """Say that nothing is trained here."""
         raise Refusal(404, "no_training", "this server trains nothing; see `adalora-qat train`")

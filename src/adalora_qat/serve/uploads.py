@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,6 +23,7 @@ from adalora_qat.serve.refusal import Refusal
 from adalora_qat.serve.settings import Settings
 
 _LONGEST_NAME = 120
+_DISCARD_SECONDS = 2
 # Of a form: the image and a few numbers.
 _FILES, _FIELDS, _FIELD_BYTES = 4, 32, 1_000_000
 
@@ -80,15 +81,17 @@ class Intake:
         """
         most, taken = self._settings.max_bytes, 0
         said = request.headers.get("content-length", "")
+        stream, chunks = request.stream(), []
         if said.isdigit() and int(said) > most:
+            await _discard(stream)
             raise _too_long(most)
-        chunks = []
         try:
             async with asyncio.timeout(self._settings.body_seconds):
-                async for chunk in request.stream():
+                async for chunk in stream:
                     taken += len(chunk)
                     self.held += len(chunk)
                     if taken > most:
+                        await _discard(stream)
                         raise _too_long(most)
                     if self.held > self._settings.held_bytes:
                         raise Refusal(
@@ -182,6 +185,14 @@ def file_name(given: str | None) -> str:
 async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
     yield b""
+
+
+async def _discard(stream: AsyncGenerator[bytes, None]) -> None:
+    """Take the rest of a body for a moment: a client that is cut off hears no reason."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for _ in stream:
+                pass
 
 
 def _too_long(most: int) -> Refusal:
