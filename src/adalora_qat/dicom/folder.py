@@ -27,6 +27,7 @@ from adalora_qat.errors import DataError, printable
 from adalora_qat.files import write_json
 from adalora_qat.imaging.dicom import HEADER_BYTES
 from adalora_qat.imaging.image_file import MAX_PIXELS
+from adalora_qat.imaging.integrity import warnings_heard
 from adalora_qat.progress import Progress
 
 RESULT = "result.json"
@@ -169,20 +170,24 @@ def _member(path: Path, info: zipfile.ZipInfo) -> bytes:
 def _glance(found: Found) -> Dataset | None:
     """Return the beginning of a header; None if the file is no DICOM."""
     data = found.read()
+    named = data[128:132] == b"DICM"
+    tags = ["Modality", "ManufacturerModelName", "Rows", "SOPInstanceUID"]
     try:
-        return pydicom.dcmread(
-            BytesIO(data),
-            force=data[128:132] != b"DICM" and data[:1] in (b"\x02", b"\x08"),
-            stop_before_pixels=True,
-            specific_tags=["Modality", "ManufacturerModelName", "Rows", "SOPInstanceUID"],
-        )
+        with warnings_heard():
+            header: Dataset = pydicom.dcmread(
+                BytesIO(data),
+                force=not named and data[:1] in (b"\x02", b"\x08"),
+                stop_before_pixels=True,
+                specific_tags=tags,
+            )
+            header.decode()
     except Exception:  # hostile bytes make the parser raise anything
-        # A damaged file that calls itself DICOM is answered, with a refusal.
-        return (
-            Dataset.from_json({"00280010": {"vr": "US", "Value": [1]}})
-            if (data[128:132] == b"DICM")
-            else None
-        )
+        if not named:
+            return None
+        # It calls itself DICOM: it is answered, with a refusal.
+        header = Dataset()
+        header.Rows = 1
+    return header
 
 
 def _keep(answer: Answer, out: Path, outcome: Outcome, mercure_names: bool) -> None:

@@ -108,8 +108,9 @@ def clean(dataset: Dataset) -> Source:
     DataError
         If one of its UIDs is missing.
     """
-    for keyword in IDENTIFIERS:
-        value = str(dataset.get(keyword) or "").strip("\0 ")
+    with warnings_heard(), pydicom_config.disable_value_validation():
+        identifiers = {word: str(dataset.get(word) or "").strip("\0 ") for word in IDENTIFIERS}
+    for keyword, value in identifiers.items():
         if not re.fullmatch(r"[0-9.]{1,64}", value):
             raise DataError(
                 f"DICOM without a {keyword}, so that no result could refer to it; give it one"
@@ -140,8 +141,9 @@ def discreet(text: str, file: MemoryFile) -> str:
     values: set[str] = set()
     with suppress(Exception):  # a header that cannot be read has told nothing
         dataset = _opened(file)
-        for keyword in TELLING:
-            value = str(dataset.get(keyword) or "").strip()
+        with warnings_heard(), pydicom_config.disable_value_validation():
+            told = [str(dataset.get(keyword) or "").strip() for keyword in TELLING]
+        for value in told:
             values |= {value, *re.split(r"[\^=\\\s]+", value)}
     for value in sorted(values, key=len, reverse=True):
         if len(value) > 2:
