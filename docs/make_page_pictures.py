@@ -28,7 +28,7 @@ VIEWS = {
     "page_dark": (1280, 800, "dark", 1),
     "page_phone": (390, 780, "dark", 1),
 }
-COLOURS = 128
+COLOURS = 256
 
 
 def main() -> None:
@@ -76,7 +76,9 @@ def _seen(browser, address, files, width, height, scheme, scale) -> bytes:  # ty
 
 def _save(png: bytes, path: Path) -> None:
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    # By coverage: by median the few pixels of a warning's colour would go grey.
+    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 if __name__ == "__main__":
