@@ -10,6 +10,7 @@ from PIL import Image
 
 from adalora_qat.errors import DataError, UserError
 from adalora_qat.files import sha256_file
+from adalora_qat.imaging.stated import Stated
 from adalora_qat.runtime.model import Model, load
 from adalora_qat.runtime.segment import Options, segment_files
 
@@ -200,7 +201,9 @@ def test_dicom_is_read_or_its_package_named(
         segment_files(tmp_path / "scan.dcm", model, tmp_path / "out")
     read = SimpleNamespace(
         read_dicom=lambda path, **options: SimpleNamespace(
-            pixels=np.arange(1024, dtype=np.uint16).reshape(32, 32), spacing_mm=(0.5, 0.5)
+            pixels=np.arange(1024, dtype=np.uint16).reshape(32, 32),
+            spacing_mm=(0.5, 0.5),
+            stated=Stated(),
         )
     )
     monkeypatch.setitem(sys.modules, "adalora_qat.imaging.dicom", read)
