@@ -99,9 +99,9 @@ def _mutations(client: httpx.Client, count: int) -> dict[str, object]:
     }
 
 
-def _send(client: httpx.Client, data: bytes, name: str = "a.png", **more) -> httpx.Response:  # type: ignore[no-untyped-def]
+def _send(client: httpx.Client, image: bytes, name: str = "a.png", **more) -> httpx.Response:  # type: ignore[no-untyped-def]
     fields = more.pop("data", {"masks": "none"})
-    return client.post("/v1/segment", files={"image": (name, data)}, data=fields, **more)
+    return client.post("/v1/segment", files={"image": (name, image)}, data=fields, **more)
 
 
 def _row(
