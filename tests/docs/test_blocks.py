@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 # Blocks that cannot run here, by page; each says why above itself.
 NOT_RUN = {
     "README.md": 1, "baselines.md": 1, "own-data.md": 1, "own-model.md": 3, "packaged-model.md": 1,
-    "quantization.md": 1, "share.md": 2, "speed.md": 2, "structures.md": 1,
+    "quantization.md": 1, "serve.md": 3, "share.md": 2, "speed.md": 2, "structures.md": 1,
     "tutorial.md": 5,
 }  # fmt: skip
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>sh|python)$")

@@ -207,7 +207,7 @@ class _Run:
         files += [(self.out / job.target).with_name(name) for name in own]
         return (
             facts.get("options") == json.loads(json.dumps(asked))
-            and facts.get("model") == self.model.described()
+            and _which(facts.get("model")) == _which(self.model.described())
             and all(file.is_file() for file in files)
         )
 
@@ -297,6 +297,14 @@ def _check_structures(asked: Sequence[str], model: Model) -> None:
             f"structure {unknown[0]!r}: {model.name} finds {there or 'one mask, without a name'}; "
             "give some of these" + ("" if there else ", or leave the structures out")
         )
+
+
+def _which(model: Any) -> Any:
+    """Return what decides on a result: the engine by its name, not its version and threads."""
+    if not isinstance(model, dict) or not model.get("engine"):
+        return model
+    name = str(model["engine"]).split()[0].rstrip(",")
+    return {**model, "engine": name, "engine_reason": ""}
 
 
 def _row(left_out: LeftOut) -> Row:
