@@ -19,6 +19,7 @@ _os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Known to type checkers by this name; typing itself would take nine tenths of the import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from adalora_qat.chest.caution import Caution
     from adalora_qat.errors import (
         CheckpointError,
         ConfigError,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         TrainingError,
         UserError,
     )
-    from adalora_qat.runtime.input_check import Caution
     from adalora_qat.runtime.model import Model, load
     from adalora_qat.runtime.result import Failure, Result
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adalora_qat.chest.caution import Caution
 from adalora_qat.errors import DataError
-from adalora_qat.runtime.input_check import Caution
 
 IMPLAUSIBLE = "implausible_mask"
 UNSTEADY = "unsteady_mask"

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adalora_qat.chest.caution import Caution
 from adalora_qat.chest.masks import LUNGS, Masks
 from adalora_qat.chest.measures import Measure, measure
 from adalora_qat.chest.overlay import draw_overlay
 from adalora_qat.errors import DataError, printable
 from adalora_qat.files import atomic_write, write_json
 from adalora_qat.imaging.contours import geojson
-from adalora_qat.runtime.input_check import Caution
 from adalora_qat.runtime.plausibility import SPACING
 
 PromptKind = Literal["automatic", "box", "points"]
