@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
@@ -99,7 +100,7 @@ def _mutations(client: httpx.Client, count: int) -> dict[str, object]:
     }
 
 
-def _send(client: httpx.Client, image: bytes, name: str = "a.png", **more) -> httpx.Response:  # type: ignore[no-untyped-def]
+def _send(client: httpx.Client, image: bytes, name: str = "a.png", **more: Any) -> httpx.Response:
     fields = more.pop("data", {"masks": "none"})
     return client.post("/v1/segment", files={"image": (name, image)}, data=fields, **more)
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -62,7 +65,7 @@ def main() -> None:
     )
 
 
-def _timed(work) -> float:  # type: ignore[no-untyped-def]
+def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -92,7 +95,14 @@ def _alone(address: str, image: bytes) -> dict[str, float]:
     }
 
 
-def _load(address, process, images, expected, clients, requests) -> dict:  # type: ignore[no-untyped-def, type-arg]
+def _load(
+    address: str,
+    process: subprocess.Popen[str],
+    images: Sequence[bytes],
+    expected: Sequence[int],
+    clients: int,
+    requests: int,
+) -> dict[str, Any]:
     numbers, lock = itertools.count(), threading.Lock()
     statuses: dict[int, int] = {}
     accepted: list[float] = []

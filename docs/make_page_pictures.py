@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from adalora_qat.phantom.phantom import phantom
 
@@ -56,7 +58,15 @@ def main() -> None:
         server.wait(60)
 
 
-def _seen(browser, address, files, width, height, scheme, scale) -> bytes:  # type: ignore[no-untyped-def]
+def _seen(
+    browser: Browser,
+    address: str,
+    files: Sequence[Path],
+    width: int,
+    height: int,
+    scheme: Literal["light", "dark"],
+    scale: float,
+) -> bytes:
     page = browser.new_page(
         viewport={"width": width, "height": height},
         color_scheme=scheme,

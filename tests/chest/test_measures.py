@@ -86,11 +86,13 @@ def test_a_warning_withholds_every_number() -> None:
 
 
 def test_centimetres_need_a_spacing_that_makes_a_chest() -> None:
-    for arguments, code in (
-        ({}, "no_spacing"),
-        ({"spacing_mm": (20, 20), "warned": ["spacing_implausible"]}, "spacing_implausible"),
+    for found, code in (
+        (measure(chest()), "no_spacing"),
+        (
+            measure(chest(), spacing_mm=(20, 20), warned=["spacing_implausible"]),
+            "spacing_implausible",
+        ),
     ):
-        found = measure(chest(), **arguments)  # type: ignore[arg-type]
         sized = {name for name, one in found.items() if one.withheld == (code,)}
         assert sized == {"left_lung_area", "right_lung_area", "thorax_width", "thorax_height"}
         assert found["cardiothoracic_ratio"].value is not None

@@ -1,5 +1,6 @@
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from adalora_qat.errors import DataError
 
 
 def run(source: Path, out: Path, model: Model, **options: bool) -> Outcome:
-    make = lambda reports: Answering(model, ("SEG", "SR"), reports)  # noqa: E731
-    return answer_folder(source, out, make, **options)
+    return answer_folder(source, out, partial(Answering, model, ("SEG", "SR")), **options)
 
 
 def test_a_tree_with_a_zip_and_rubbish(tmp_path: Path, model: Model) -> None:
@@ -75,3 +75,23 @@ def test_mutated_files_are_answered_or_refused_with_a_reason(model: Model) -> No
         cut = int(rng.integers(200, len(data) + 1)) if rng.random() < 0.3 else len(data)
         answered = answer(bytes(data[:cut]))
         assert bool(answered.refusal) != bool(answered.objects)
+
+
+def test_a_damaged_archive_is_refused_and_the_rest_is_answered(
+    tmp_path: Path, model: Model
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "fine").write_bytes(chest(1))
+    (source / "cut.zip").write_bytes(b"PK\3\4 and no more")
+    outcome = run(source, tmp_path / "out", model)
+    assert len(outcome.images) == 1
+    assert [one["reason"] for one in outcome.refused] == ["the file or archive is unreadable"]
+
+
+@pytest.mark.parametrize(("position", "word"), [("LL", "lateral"), ("RLO", "oblique")])
+def test_a_view_that_is_not_frontal_is_refused_by_its_header(
+    position: str, word: str, model: Model
+) -> None:
+    answer = Answering(model, ("SEG",))(chest(1, ViewPosition=position))
+    assert word in answer.refusal and not answer.objects

@@ -20,7 +20,7 @@ from adalora_qat import Model
 from adalora_qat.dicom.answer import Answering
 from adalora_qat.dicom.journal import Journal
 from adalora_qat.dicom.node import TAKEN, Listening, Node
-from adalora_qat.dicom.send import Peer
+from adalora_qat.dicom.send import Destination
 from adalora_qat.errors import ConfigError
 
 
@@ -94,9 +94,9 @@ def archive() -> Iterator[Archive]:
 
 def a_node(model: Model, folder: Path, archive: Archive, **how: Any) -> tuple[Node, int]:
     port = free_port()
-    peer = Peer("ARCHIVE", "127.0.0.1", archive.port)
+    destination = Destination("ARCHIVE", "127.0.0.1", archive.port)
     listening = Listening(port=port, **how)
-    return Node(Answering(model, ("SEG", "SR")), folder, peer, listening), port
+    return Node(Answering(model, ("SEG", "SR")), folder, destination, listening), port
 
 
 def test_images_come_in_and_results_go_out_once(
@@ -189,6 +189,6 @@ def test_killed_at_any_moment_it_loses_nothing(tmp_path: Path, archive: Archive)
 
 
 @pytest.mark.parametrize("text", ["here", "A@b", "A@b:c", "@b:1", "TITLE_THAT_IS_TOO_LONG@b:1"])
-def test_a_peer_is_checked(text: str) -> None:
+def test_a_destination_is_checked(text: str) -> None:
     with pytest.raises(ConfigError, match="AET@host:port"):
-        Peer.parse(text)
+        Destination.parse(text)

@@ -31,7 +31,7 @@ def chromium() -> Iterator[object]:
 class Seen:
     """A page, and what it asked for and complained of."""
 
-    def __init__(self, context, address: str, ready: str = "true") -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, context, address: str, ready: str = "true") -> None:
         self.page = context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -56,7 +56,10 @@ class Seen:
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """Drag between places given as shares of the canvas."""
         area = self.page.locator("#canvas").bounding_box()
-        at = lambda x, y: (area["x"] + area["width"] * x, area["y"] + area["height"] * y)  # noqa: E731
+
+        def at(x: float, y: float) -> tuple[float, float]:
+            return area["x"] + area["width"] * x, area["y"] + area["height"] * y
+
         self.page.mouse.move(*at(x0, y0))
         self.page.mouse.down()
         self.page.mouse.move(*at(x1, y1), steps=3)

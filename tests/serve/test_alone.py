@@ -56,7 +56,7 @@ def test_from_the_disk_it_finds_what_the_library_finds(
     site: Path,
     model: Model,
     dicom: Path,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
 ) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(phantom(8, side=300).image.astype(np.uint16) * 40).save(deep)
@@ -82,7 +82,7 @@ def test_from_the_disk_it_finds_what_the_library_finds(
     context.close()
 
 
-def altered(site: Path, out: Path, change) -> Path:  # type: ignore[no-untyped-def]
+def altered(site: Path, out: Path, change) -> Path:
     """Copy a site with another decoder, whose hash is put right."""
     for file in site.rglob("*"):
         if file.is_file():
@@ -102,7 +102,7 @@ def altered(site: Path, out: Path, change) -> Path:  # type: ignore[no-untyped-d
 def test_a_model_that_computes_something_else_is_refused(
     browser,
     site: Path,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
 ) -> None:
     def other_weights(data: bytes) -> bytes:
         # Bytes in the middle of the largest tensors: a model that loads, and is wrong.
@@ -123,7 +123,7 @@ def test_a_model_that_computes_something_else_is_refused(
 def test_a_damaged_part_is_refused_before_it_runs(
     browser,
     site: Path,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
 ) -> None:
     broken = altered(site, tmp_path / "site", lambda data: data)
     script = broken / "data" / "decoder.js"
@@ -137,7 +137,7 @@ def test_a_damaged_part_is_refused_before_it_runs(
     context.close()
 
 
-def test_it_works_offline_after_the_first_visit(browser, site: Path, dicom: Path) -> None:  # type: ignore[no-untyped-def]
+def test_it_works_offline_after_the_first_visit(browser, site: Path, dicom: Path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass

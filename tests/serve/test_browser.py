@@ -37,7 +37,7 @@ def test_a_radiograph_from_drop_to_downloads(
     client: httpx.Client,
     model: Model,
     radiograph: Path,
-    dicom: Path,  # type: ignore[no-untyped-def]
+    dicom: Path,
 ) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     seen = Seen(context, str(client.base_url))
@@ -94,7 +94,7 @@ def test_no_serious_fault_for_those_who_cannot_see(
     client: httpx.Client,
     radiograph: Path,
     scheme: str,
-    width: int,  # type: ignore[no-untyped-def]
+    width: int,
 ) -> None:
     if not AXE.is_file():
         pytest.skip("axe-core is not installed: `npm ci` in web/")
@@ -114,7 +114,7 @@ def test_no_serious_fault_for_those_who_cannot_see(
     context.close()
 
 
-def test_a_file_that_is_no_image_is_said_to_be_none(browser, client, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_no_image_is_said_to_be_none(browser, client, tmp_path: Path) -> None:
     context = browser.new_context()
     seen = Seen(context, str(client.base_url))
     bad = tmp_path / "bad.png"

@@ -36,7 +36,7 @@ def ask(client: httpx.Client, data: bytes, **more: object) -> httpx.Response:
     return client.post("/v1/segment", files={"image": ("a.png", data)}, **more)
 
 
-def test_tokens(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_tokens(serving, png: bytes) -> None:
     client = serving(Settings(token=TOKEN))
     assert ask(client, png).status_code == 401
     for wrong in (
@@ -53,7 +53,7 @@ def test_tokens(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
     assert client.get("/healthz").status_code == 200
 
 
-def test_origins_and_hosts(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_origins_and_hosts(serving, png: bytes) -> None:
     friend, own = "https://viewer.example", "http://127.0.0.1"
     client = serving(Settings(origins=(friend,)))
     foreign = ask(client, png, headers={"Origin": "https://evil.example"})
@@ -73,11 +73,11 @@ def test_origins_and_hosts(serving, png: bytes) -> None:  # type: ignore[no-unty
     )
 
 
-def test_limits_of_size(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_limits_of_size(serving, png: bytes) -> None:
     client = serving(Settings(max_bytes=50_000, max_pixels=100_000))
     assert ask(client, bytes(60_000)).status_code == 413
 
-    def parts():  # type: ignore[no-untyped-def]  # of unknown length
+    def parts():  # of unknown length
         for _ in range(20):
             yield bytes(10_000)
 
@@ -88,7 +88,7 @@ def test_limits_of_size(serving, png: bytes) -> None:  # type: ignore[no-untyped
     assert "60000x60000" in refused.json()["detail"]
 
 
-def test_a_slow_body_is_given_up(serving) -> None:  # type: ignore[no-untyped-def]
+def test_a_slow_body_is_given_up(serving) -> None:
     client = serving(Settings(body_seconds=0.2))
     with socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
         slow.sendall(
@@ -97,7 +97,7 @@ def test_a_slow_body_is_given_up(serving) -> None:  # type: ignore[no-untyped-de
         assert b" 408 " in slow.recv(200)
 
 
-def test_a_full_line_says_so(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_line_says_so(serving, png: bytes) -> None:
     client = serving(Settings(workers=1, waiting=1))
     answers: list[httpx.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(ask(client, png))) for _ in range(12)]
@@ -111,7 +111,7 @@ def test_a_full_line_says_so(serving, png: bytes) -> None:  # type: ignore[no-un
     assert int(busy.headers["retry-after"]) >= 1
 
 
-def test_time_is_limited(serving, png: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_time_is_limited(serving, png: bytes) -> None:
     client = serving(Settings(seconds=0.001))
     assert ask(client, png).status_code == 504
 

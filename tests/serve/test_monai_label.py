@@ -21,7 +21,7 @@ from adalora_qat.serve.volumes import mask_like, read_plane
 LIMIT = "----------lImIt_of_THE_fIle_eW_$"
 
 
-def multipart(client: httpx.Client, method: str, path: str, fields, files) -> httpx.Response:  # type: ignore[no-untyped-def]
+def multipart(client: httpx.Client, method: str, path: str, fields, files) -> httpx.Response:
     """Send a form as MONAI Label's client builds it: fields, then files."""
     body = b""
     for name, text in fields.items():

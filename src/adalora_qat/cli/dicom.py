@@ -103,7 +103,7 @@ def node(
     tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate.")] = None,
     tls_ca: Annotated[
         Path | None,
-        typer.Option(help="Who signs callers, who must show a certificate, and peers."),
+        typer.Option(help="Who signs callers, who must show a certificate, and whom is sent to."),
     ] = None,
     forward_tls: Annotated[bool, typer.Option("--forward-tls", help="Send by TLS.")] = False,
     objects: Objects = "SEG,SR,SC",
@@ -118,11 +118,11 @@ def node(
     from adalora_qat.dicom.answer import Answering
     from adalora_qat.dicom.node import Listening, Node, metrics_server
     from adalora_qat.dicom.objects import checked_kinds
-    from adalora_qat.dicom.send import Peer
+    from adalora_qat.dicom.send import Destination
     from adalora_qat.runtime.model import load
 
     kinds = checked_kinds(objects.split(","))
-    peer = None if forward is None else Peer.parse(forward)
+    destination = None if forward is None else Destination.parse(forward)
     how = Listening(
         host=host,
         port=port,
@@ -132,7 +132,7 @@ def node(
         forward_tls=ssl.create_default_context(cafile=tls_ca) if forward_tls else None,
     )
     _log_own_lines()
-    running = Node(Answering(load(model, threads=threads), kinds), folder, peer, how)
+    running = Node(Answering(load(model, threads=threads), kinds), folder, destination, how)
     with stopping() as signals, running.running(), contextlib.ExitStack() as stack:
         if metrics_port is not None:
             stack.enter_context(metrics_server(running, host, metrics_port))

@@ -67,7 +67,8 @@ def segment(
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     engine: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, … (see bench --engines); auto chooses.")
+        str,
+        typer.Option(help="onnxruntime, openvino, … (bench --engines); auto: the first."),
     ] = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 3 if there are warnings.")

@@ -11,15 +11,16 @@ from adalora_qat.dicom.objects import DEFAULT_KINDS, checked_kinds, result_objec
 from adalora_qat.dicom.source import Source, alias_of, discreet, read_source
 from adalora_qat.errors import DataError
 from adalora_qat.imaging.memory_file import MemoryFile
+from adalora_qat.imaging.stated import stated
 from adalora_qat.runtime.model import Model
 from adalora_qat.runtime.result import Result
 
 # Warnings that say that the picture shows no frontal chest.
-NO_CHEST = ("not_a_chest", "lateral", "not_frontal")
+NO_CHEST = ("not_a_chest", "lateral_view")
 # Words in Body Part Examined (PS3.16 annex L) that a chest radiograph may carry.
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM", "CLAVICLE")
-# View positions that are no frontal view (C.8.11.5.1, C.8.1.2).
-_LATERAL = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL")
+# View positions from the side at an angle (PS3.3 C.8.1.1), which are neither frontal nor lateral.
+_OBLIQUE = ("LLO", "RLO")
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,13 @@ class Answering:
 def header_refusal(source: Source) -> str:
     """Return why a header rules out a frontal chest radiograph; empty if it does not."""
     part = str(source.header.get("BodyPartExamined") or "").upper()
-    view = str(source.header.get("ViewPosition") or "").upper()
     if part and not any(word in part for word in _CHEST):
         return "its header names another part of the body than the chest (Body Part Examined)"
-    if view in _LATERAL:
-        return "its header names a lateral view (View Position); frontal ones are segmented"
+    if str(source.header.get("ViewPosition") or "").upper() in _OBLIQUE:
+        return "its header names an oblique view (View Position); frontal ones are segmented"
+    view = stated(source.header)
+    if view.view == "lateral":
+        return f"its header names a lateral view ({view.view_source}); frontal ones are segmented"
     return ""
 
 

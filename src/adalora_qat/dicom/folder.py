@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from adalora_qat.dicom.answer import Answer, Answering
 from adalora_qat.dicom.earlier import is_report
 from adalora_qat.dicom.identity import NAME
 from adalora_qat.dicom.objects import save
+from adalora_qat.dicom.source import alias_of
 from adalora_qat.errors import DataError, printable
 from adalora_qat.files import write_json
 from adalora_qat.imaging.dicom import HEADER_BYTES
@@ -33,6 +35,10 @@ from adalora_qat.progress import Progress
 RESULT = "result.json"
 _WORKERS = 2
 _MOST_BYTES = 2 * MAX_PIXELS + HEADER_BYTES
+# What reading a file raises, or an archive or its member: damaged, encrypted, of another method.
+_UNREADABLE = (
+    DataError, OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,14 @@ def answer_folder(
     for found in files_in(source, out):
         try:
             header = _glance(found)
-        except (DataError, OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-            header = None
+        except _UNREADABLE:
+            outcome.refused.append(
+                {
+                    "image": alias_of(found.place),
+                    "reason": "the file or archive is unreadable",
+                }
+            )
+            continue
         if header is None:
             outcome.skipped += 1
         elif is_report(header):
@@ -151,11 +163,17 @@ def _members(path: Path) -> Iterator[Found]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [one for one in archive.infolist() if not one.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DataError(f"{printable(path)} is no readable zip archive ({error})") from error
+    except _UNREADABLE:
+        # A file among others: it is refused when its turn comes, by reading it again.
+        yield Found(path.name, partial(_refuse, path))
+        return
     for info in infos:
         if Path(info.filename).name.upper() != "DICOMDIR":
-            yield Found(f"{path.name}:{info.filename}", lambda info=info: _member(path, info))  # type: ignore[misc]
+            yield Found(f"{path.name}:{info.filename}", partial(_member, path, info))
+
+
+def _refuse(path: Path) -> bytes:
+    raise DataError(f"{printable(path)} is no readable zip archive")
 
 
 def _member(path: Path, info: zipfile.ZipInfo) -> bytes:

@@ -23,7 +23,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 
 from adalora_qat.dicom.answer import Answering
 from adalora_qat.dicom.journal import Journal
-from adalora_qat.dicom.send import NotSentError, Peer, send
+from adalora_qat.dicom.send import Destination, NotSentError, send
 from adalora_qat.errors import UserError
 
 log = logging.getLogger("adalora_qat.node")
@@ -54,7 +54,7 @@ class Listening:
     title : the node's own AE title.
     allowed : AE titles that may call; anybody if empty.
     most : associations at a time; more are told to come again.
-    patience_s : until a peer that says nothing is dropped.
+    patience_s : until a caller that says nothing is dropped.
     tls, forward_tls : of the listener and of sending; None for plain TCP.
     """
 
@@ -72,7 +72,7 @@ class Node:
     """A running node; ``with Node(…).running():``."""
 
     def __init__(
-        self, answering: Answering, folder: Path, forward: Peer | None, how: Listening
+        self, answering: Answering, folder: Path, forward: Destination | None, how: Listening
     ) -> None:
         self._answering, self._forward, self._how = answering, forward, how
         self._journal = Journal(folder, answering.model_sha256)
@@ -153,7 +153,7 @@ class Node:
         try:
             key = self._journal.key(str(event.request.AffectedSOPInstanceUID))
             data = event.encoded_dataset()
-        except Exception:  # a peer can send anything
+        except Exception:  # a caller can send anything
             self._counts["rubbish"] += 1
             log.warning("refused: what was sent is no data set")
             return _CANNOT_UNDERSTAND

@@ -12,18 +12,18 @@ from pynetdicom import AE
 
 from adalora_qat.errors import ConfigError, UserError
 
-# Seconds until a peer that says nothing is given up.
+# Seconds until a node that says nothing is given up.
 _PATIENCE = 30
 # Statuses of C-STORE that mean that the object is kept (PS3.4 B.2.3).
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007)
 
 
 class NotSentError(UserError):
-    """The peer did not take an object; it may later."""
+    """The other node did not take an object; it may later."""
 
 
 @dataclass(frozen=True)
-class Peer:
+class Destination:
     """Where to send: ``AET@host:port``."""
 
     title: str
@@ -31,7 +31,7 @@ class Peer:
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Peer:
+    def parse(cls, text: str) -> Destination:
         """Read ``AET@host:port``.
 
         Raises
@@ -47,14 +47,17 @@ class Peer:
 
 
 def send(
-    paths: Sequence[Path], peer: Peer, own_title: str, context: ssl.SSLContext | None = None
+    paths: Sequence[Path],
+    target: Destination,
+    own_title: str,
+    context: ssl.SSLContext | None = None,
 ) -> None:
-    """Send object files in their order; what the peer has already it stores again, once.
+    """Send object files in their order; what the other node has already it stores again, once.
 
     Raises
     ------
     NotSentError
-        If the peer is not there, breaks off, or refuses one.
+        If the other node is not there, breaks off, or refuses one.
     """
     datasets = [pydicom.dcmread(path) for path in paths]
     entity = AE(ae_title=own_title)
@@ -62,19 +65,22 @@ def send(
     entity.connection_timeout = _PATIENCE
     for each in datasets:
         entity.add_requested_context(each.SOPClassUID, each.file_meta.TransferSyntaxUID)
-    tls = None if context is None else (context, peer.host)
-    association = entity.associate(peer.host, peer.port, ae_title=peer.title, tls_args=tls)
+    tls = None if context is None else (context, target.host)
+    association = entity.associate(target.host, target.port, ae_title=target.title, tls_args=tls)
     if not association.is_established:
-        raise NotSentError(f"{peer.title} does not accept an association")
+        raise NotSentError(f"{target.title} does not accept an association")
     try:
         for each in datasets:
             status = association.send_c_store(each)
             if status.get("Status") not in _STORED:
                 raise NotSentError(
-                    f"{peer.title} did not store {each.Modality} ({status.get('Status')})"
+                    f"{target.title} did not store {each.Modality} ({status.get('Status')})"
                 )
-    except (ValueError, RuntimeError) as error:  # the peer broke off, or takes no such objects
-        raise NotSentError(f"{peer.title} does not take the objects") from error
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # it broke off, or takes no such objects
+        raise NotSentError(f"{target.title} does not take the objects") from error
     finally:
         if association.is_established:
             association.release()

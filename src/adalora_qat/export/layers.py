@@ -98,20 +98,19 @@ def quantize(
         x = g.node("Max", x, g.constant("zero", 0.0))
     elif floor is None or floor <= -(_LARGEST + 0.5) * scale:  # ties go to even, to −128
         x = g.node("Clip", x, g.constant("input_least", -_LARGEST * scale))
-    return g.node("QuantizeLinear", x, *_input_numerics(g, layer))
+    return g.node("QuantizeLinear", x, *_input_numerics(g, layer.input_scale))
 
 
-def _input_numerics(g: Graph, layer: QuantizedLayer) -> tuple[str, str]:
+def _input_numerics(g: Graph, scale: Tensor) -> tuple[str, str]:
     # ``runtime.session`` finds the zero point by its name.
-    scale = g.constant("input_scale", layer.input_scale)  # type: ignore[arg-type]
-    return scale, g.constant("input_zero_point", np.int8(0))
+    return g.constant("input_scale", scale), g.constant("input_zero_point", np.int8(0))
 
 
 def dequantize(g: Graph, layer: nn.Module, quantized: str) -> str:
     """Return the float32 values of what ``quantize`` gave."""
     if not isinstance(layer, QuantizedLayer) or layer.input_scale is None:
         return quantized
-    return g.node("DequantizeLinear", quantized, *_input_numerics(g, layer))
+    return g.node("DequantizeLinear", quantized, *_input_numerics(g, layer.input_scale))
 
 
 def quantized_constant(layer: nn.Module, values: Tensor) -> NDArray[Any]:

@@ -63,8 +63,8 @@ def load(
     threads : worker threads, None for one per core; never more than the processors that this
         process may use (``session.available_cpus``).
     engine : what runs the file: ``onnxruntime``, which is always there; ``openvino``, or with AMX
-        ``openvino-bf16``, an extra; ``cuda`` or ``tensorrt`` with onnxruntime-gpu; ``auto`` takes
-        what was measured to be fastest on such a processor. Results say which it was.
+        ``openvino-bf16``, an extra; ``cuda`` or ``tensorrt`` with onnxruntime-gpu; ``auto`` is
+        ``onnxruntime``. Results say which it was.
     low_memory : hold no more between images than the model, for a process that waits most of the
         time; an image takes somewhat longer. Only with ONNX Runtime.
 

@@ -161,14 +161,15 @@ def monai_routes(service: Service) -> APIRouter:
             params = {} if given is None else given
             if not isinstance(params, dict):
                 raise Refusal(422, "bad_field", "params: give a JSON object")
-            session = None if file is not None else store.find(image, session_id)
             asked = _asked(params, service) if model.endswith(_POINTS) else Asked()
 
             def work() -> Response:
-                opened = store.opened(file) if file is not None else session.image  # type: ignore[union-attr]
-                volume = file.data if file is not None and is_volume(file.data) else None
-                if session is not None:
-                    volume = store.volumes.get(session.id)
+                if file is None:
+                    session = store.find(image, session_id)
+                    opened, volume = session.image, store.volumes.get(session.id)
+                else:
+                    opened = store.opened(file)
+                    volume = file.data if is_volume(file.data) else None
                 return _answer(asked.answered(opened), params, output, volume)
 
             return await line.run(work)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,7 +23,7 @@ _HEAD_SECONDS = 10
 class _Hurried(H11Protocol):
     """Closes connections that open and then say nothing."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """Start the clock of a new connection."""
         super().connection_made(transport)
         self._hurry = self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
